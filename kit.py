@@ -1,0 +1,1813 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["torch>=2.13", "numpy>=2", "click>=8.1", "tabulate>=0.9"]
+# ///
+"""kit: the training loop you copy. Plain functions for training PyTorch models.
+
+Data flows one way, and no function calls back up:
+
+    loader -> step -> State -> row -> checkpoint
+
+Three axes take the place of a trainer class:
+
+    wrap the model    for what concerns the forward   amp(model, "bf16")
+    bind the step     for what concerns the update    partial(train_step, clip=1.0)
+    read the history  for what concerns the run       partial(early_stopping, patience=10)
+
+torch updates modules and optimizers in place, and so does kit: a State names them, it
+does not copy them. "Pure" here means: no globals, no hidden attributes; all that a
+function touches is in its signature.
+
+The sections carry the numbers of the tutorial, the recipes and the tests:
+
+    1 data   2 model   3 train   4 evaluate   5 checkpoint   6 together
+    7 techniques   8 metrics   9 watch   11 command line
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+import json
+import math
+import os
+import pickle
+import random
+import signal
+import struct
+import sys
+import threading
+import time
+import zipfile
+import zlib
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
+from itertools import chain, islice, pairwise
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+import torch
+from click.core import ParameterSource
+from tabulate import tabulate
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Sampler,
+    Subset,
+    TensorDataset,
+    default_collate,
+)
+
+sys.modules.setdefault("kit", sys.modules[__name__])  # python -m kit is this kit too
+
+__version__ = "0.1.0"
+
+Batch = tuple[Any, Tensor]  # inputs (N, ...) or a dict of such, targets (N, ...)
+Sums = dict[str, Any]  # totals over samples, and "weight", which divides them
+Row = dict[str, float]  # one finished epoch
+LossFn = Callable[[Tensor, Tensor], Any]  # mean over samples, or (total, weight)
+
+# ---------------------------------------------------------------------- 1 data
+
+
+def make_data(
+    n: int = 50,
+    *,
+    weight: float = 0.7,
+    bias: float = 0.3,
+    noise: float = 0.0,
+    seed: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A straight line, y = weight * x + bias, for n values of x from 0 up to 1.
+
+    X and y are float32 (n, 1); noise is the standard deviation of what is added to y,
+    drawn from seed (None: from torch's own generator). Source: tutorial 1.3.
+
+    >>> X, y = make_data()
+    >>> X.shape, [round(v, 3) for v in y[:3, 0].tolist()]
+    (torch.Size([50, 1]), [0.3, 0.314, 0.328])
+    """
+    _at_least("n", n, 1)
+    X = torch.arange(n)[:, None] / n
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    return X, weight * X + bias + noise * torch.randn(X.shape, generator=generator)
+
+
+class Table(NamedTuple):
+    """Rows read from a file."""
+
+    X: Tensor  # (N, ...) float32
+    y: Tensor | None  # float32 (N, 1), or class numbers int64 (N,)
+    columns: tuple[str, ...]  # the names of X's columns
+    classes: tuple[str, ...] = ()  # the names of the classes; () where y is a number
+
+
+def read_table(
+    path: str | Path,
+    *,
+    target: str | None = None,
+    task: str | None = None,
+    columns: Sequence[str] = (),
+    classes: Sequence[str] = (),
+) -> Table:
+    """Read a .csv (a header, numbers, the target by name) or an .npz (X, and target).
+
+    A target of text is a classification, its classes in sorted order; one of numbers
+    is a regression, unless task="classification". Give the columns and classes of an
+    earlier Table to read another file the same way. Without target, y is None.
+
+    Raises ValueError with file, line and column for a cell that is not a number.
+    """
+    path = Path(path)
+    readers = {".csv": _read_csv, ".npz": _read_npz}
+    if path.suffix not in readers:
+        raise ValueError(f"data must be a .csv or .npz file, got {path.name}")
+    try:
+        X, labels, columns = readers[path.suffix](path, target, task, tuple(columns))
+    except (UnicodeDecodeError, csv.Error, zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(
+            f"{path.name} is damaged or no {path.suffix}: {error}"
+        ) from None
+    if not len(X):
+        raise ValueError(f"{path.name} has no rows")
+    if labels is None:
+        return Table(X, None, columns)
+    if task != "classification" and labels.dtype.kind in "fiu":
+        y = torch.from_numpy(labels.astype(np.float32))
+        return Table(X, y if y.ndim > 1 else y[:, None], columns)
+    known = sorted(map(str, classes or np.unique(labels)), key=_numbers_first)
+    if strange := set(map(str, np.unique(labels))) - set(known):
+        raise ValueError(
+            f"{path.name}: {target} is {min(strange)!r}, must be one of "
+            + ", ".join(known)
+        )
+    if len(known) < 2:
+        raise ValueError(f"{path.name}: {target} has only one class, {known[0]!r}")
+    values, at = np.unique(labels, return_inverse=True)
+    number = np.array([known.index(str(value)) for value in values])
+    return Table(X, torch.from_numpy(number[at]), columns, tuple(known))
+
+
+def _numbers_first(name: str) -> tuple[float, str]:
+    return (float(name) if _is_number(name) else math.inf), name
+
+
+def _is_number(cell: str) -> bool:
+    """Whether the cell is a finite float32."""
+    try:
+        return abs(float(cell)) <= torch.finfo(torch.float32).max
+    except ValueError:
+        return False
+
+
+def _read_csv(path, target, task, columns):
+    """X, the target's values (numbers, text or None) and the names of X's columns."""
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        rows = csv.reader(file)
+        header = [name.strip() for name in next(rows, [])]
+        for i, name in enumerate(header):
+            if not name or name in header[:i]:
+                what = f"{name!r} is there twice" if name else "the name is empty"
+                raise ValueError(f"{path.name} line 1, column {i + 1}: {what}")
+        columns = columns or tuple(name for name in header if name != target)
+        wanted = [*columns, target] if target else columns
+        if missing := [name for name in wanted if name not in header]:
+            found = ", ".join(header[:20])
+            raise ValueError(f"{path.name} has no column {missing[0]!r}, only: {found}")
+        if not columns:
+            raise ValueError(f"{path.name} has no column beside {target!r}")
+        first = next(rows, [])
+        label = dict(zip(header, first)).get(target, "0")
+        text = task == "classification" or not (task or _is_number(label))
+        names: dict[str, int] = {}  # of the classes, numbered as they appear
+        cells = _cells(path, header, chain([first], rows), rows, wanted, text, names)
+        values = np.fromiter(cells, np.float32).reshape(-1, len(wanted))
+    X = torch.from_numpy(values[:, : len(columns)])
+    labels = values[:, -1] if target else None
+    if target and text:
+        labels = np.array(list(names))[labels.astype(np.int64)]
+    return X, labels, columns
+
+
+def _cells(path, header, rows, reader, wanted, text, names) -> Iterator[float]:
+    """The wanted cells as numbers, row by row; with text, the last one is a class."""
+    at = [header.index(name) for name in wanted]
+    at, label = (at[:-1], at[-1]) if text else (at, None)
+    for row in filter(None, rows):
+        where = f"{path.name} line {reader.line_num}"
+        if len(row) != len(header):
+            raise ValueError(f"{where}: {len(row)} cells under {len(header)} headers")
+        try:
+            values = [float(row[i]) for i in at]
+        except ValueError:
+            values = [math.nan]
+        if not abs(sum(values)) <= torch.finfo(torch.float32).max:
+            _blame(where, {header[i]: row[i].strip() for i in at})
+        yield from values
+        if label is not None:
+            if not (name := row[label].strip()):
+                raise ValueError(f"{where}, column {header[label]}: the cell is empty")
+            yield names.setdefault(name, len(names))
+
+
+def _blame(where: str, cells: dict[str, str]) -> None:
+    """Raise for the cells that are not finite numbers, if there are any."""
+    bad = {name: cell for name, cell in cells.items() if not _is_number(cell)}
+    if len(bad) > 1:
+        raise ValueError(
+            f"{where}: columns {', '.join(bad)} are not numbers; encode them as "
+            "numbers or leave them out of the file"
+        )
+    for name, cell in bad.items():
+        what = f"{cell!r} is not a number" if cell else "the cell is empty"
+        raise ValueError(f"{where}, column {name}: {what}; mend it or drop the row")
+
+
+def _read_npz(path, target, task, columns):
+    """X, the target's values and the names of X's columns (none where X is not 2-D)."""
+    with np.load(path, allow_pickle=False) as members:
+        for name in filter(None, ("X", target)):
+            if name not in members:
+                found = ", ".join(members)
+                raise ValueError(f"{path.name} has no array {name!r}, only: {found}")
+        X, labels = members["X"], members[target] if target else None
+    if X.ndim < 2 or X.dtype.kind not in "fiub" or (target and len(labels) != len(X)):
+        raise ValueError(
+            f"{path.name}: X must be numbers of shape (rows, columns ...) with one "
+            f"{target or 'target'} a row, got {X.dtype} {X.shape}"
+            + (f" and {labels.shape}" if target else "")
+        )
+    X = X.astype(np.float32)
+    named = tuple(f"x{i}" for i in range(X.shape[1])) if X.ndim == 2 else ()
+    if columns and columns != named:
+        raise ValueError(
+            f"{path.name}: X is {X.shape}, must have {len(columns)} columns"
+        )
+    for name, array in (("X", X), (target, labels)):
+        if array is not None and array.dtype.kind == "f":
+            for at in np.argwhere(~np.isfinite(array))[:1].tolist():
+                raise ValueError(f"{path.name}: {name}{at} is not a finite number")
+    return torch.from_numpy(X), labels, named
+
+
+def split(
+    data: Any, *, ratios: Sequence[float] = (0.8, 0.2), seed: int | None = None
+) -> tuple[Any, ...]:
+    """Cut data in parts: a tuple of tensors with equal first dimension, or a Dataset.
+
+    Every part but the last has int(ratio * N) rows, the last has the rest. None keeps
+    the order, so sorted data test extrapolation; a seed shuffles first. Source:
+    tutorial 1.4.
+
+    >>> train, test = split(make_data())
+    >>> len(train[0]), len(test[0])
+    (40, 10)
+    """
+    if min(ratios) <= 0 or abs(sum(ratios) - 1) > 1e-6:
+        raise ValueError(f"ratios must be above 0 and sum to 1, got {tuple(ratios)}")
+    n = _length(data)
+    sizes = [int(n * ratio + 1e-9) for ratio in ratios[:-1]]
+    sizes.append(n - sum(sizes))
+    if min(sizes) < 1:
+        raise ValueError(f"{n} rows are too few for ratios of {tuple(ratios)}")
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    order = None if seed is None else torch.randperm(n, generator=generator)
+    if isinstance(data, Dataset):
+        rows = torch.arange(n) if order is None else order
+        return tuple(Subset(data, part.tolist()) for part in rows.split(sizes))
+    shuffled = data if order is None else [t[order] for t in data]
+    return tuple(zip(*(t.split(sizes) for t in shuffled)))
+
+
+def _length(data: Any) -> int:
+    if isinstance(data, IterableDataset):
+        raise TypeError(
+            "data must have a length: give an IterableDataset to DataLoader"
+        )
+    if isinstance(data, Dataset):
+        return len(data)  # type: ignore[arg-type]
+    if not (
+        isinstance(data, tuple | list) and data and all(map(torch.is_tensor, data))
+    ):
+        kind = " of ".join(type(t).__name__ for t in (data, *data[:1]))
+        raise ValueError(f"data must be a tuple of tensors or a Dataset, got {kind}")
+    if len({len(t) for t in data}) > 1:
+        shapes = " and ".join(str(tuple(t.shape)) for t in data)
+        raise ValueError(f"tensors must have as many rows each, got {shapes}")
+    return len(data[0])
+
+
+def make_loader(
+    data: Any,
+    *,
+    batch_size: int | None = None,
+    shuffle: bool = False,
+    seed: int = 0,
+    workers: int = 0,
+) -> DataLoader:
+    """A DataLoader whose order is a function of (seed, epoch); None: all in one batch.
+
+    data is a tuple of tensors, indexed once per batch, or any Dataset with a length,
+    collated row by row. What a Dataset draws from random, numpy.random or torch is a
+    function of (seed, epoch, batch) too, whatever the number of workers. By hand,
+    every pass over the loader is the next epoch. Source: tutorial 1.6.
+
+    >>> [len(x) for x, y in make_loader(make_data(), batch_size=20)]
+    [20, 20, 10]
+    """
+    n = _length(data)
+    _at_least("rows of data", n, 1)
+    _at_least("batch_size", n if batch_size is None else batch_size, 1)
+    _at_least("workers", workers, 0)
+    if type(data) is TensorDataset:
+        data = data.tensors
+    ready = isinstance(data, tuple | list)
+    return DataLoader(
+        _Tensors(*data) if ready else _Seeded(data),
+        batch_size=None,  # the sampler makes the batches
+        sampler=_Order(n, batch_size or n, shuffle, seed),
+        collate_fn=_same if ready else default_collate,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available() and not ready,
+        worker_init_fn=_ignore_signals,
+        generator=torch.Generator(),  # or each epoch would draw from the global one
+    )
+
+
+class _Order(Sampler):
+    """Batches as (seed of the batch, its rows), a function of (seed, epoch)."""
+
+    def __init__(self, n: int, batch_size: int, shuffle: bool, seed: int):
+        self.n, self.batch_size, self.shuffle, self.seed = n, batch_size, shuffle, seed
+        self.epoch = self.start = 0  # start: batches that the next pass leaves out
+
+    def __len__(self) -> int:
+        return math.ceil(self.n / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        epoch, start = self.epoch, self.start
+        self.epoch, self.start = epoch + 1, 0
+        generator = torch.Generator().manual_seed(_hash(self.seed, epoch))
+        order = torch.randperm(self.n, generator=generator) if self.shuffle else None
+        for batch in range(start, len(self)):
+            rows = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
+            yield _hash(self.seed, epoch, batch), rows if order is None else order[rows]
+
+
+class _Tensors(TensorDataset):
+    """A TensorDataset that takes a whole batch with one call a tensor."""
+
+    def __getitem__(self, key: tuple[int, Any]) -> tuple[Tensor, ...]:
+        _, rows = key
+        if isinstance(rows, slice):
+            return tuple(t[rows] for t in self.tensors)
+        return tuple(t.index_select(0, rows.to(t.device)) for t in self.tensors)
+
+
+class _Seeded(Dataset):
+    """A batch's rows of a Dataset, drawn under the batch's seed."""
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def __getitem__(self, key: tuple[int, Any]) -> list:
+        seed, rows = key
+        if isinstance(rows, slice):
+            rows = torch.arange(len(self.dataset))[rows]
+        with _seeded(seed):
+            if hasattr(self.dataset, "__getitems__"):
+                return self.dataset.__getitems__(rows.tolist())
+            return [self.dataset[row] for row in rows.tolist()]
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed the three global generators, and put them back afterwards."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed), np.random.seed(seed), torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+def _hash(*numbers: int) -> int:
+    """One 32-bit seed of several numbers, the same everywhere and always."""
+    return zlib.crc32(repr(numbers).encode())
+
+
+def _same(batch: Any) -> Any:
+    return batch
+
+
+def _ignore_signals(worker: int) -> None:
+    """Workers end with the loader, not with a Ctrl-C that the terminal sends to all."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+    if not value >= least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def _map(function: Callable, nest: Any) -> Any:
+    """The function of every tensor in nested dicts, lists and tuples."""
+    if isinstance(nest, Tensor):
+        return function(nest)
+    if isinstance(nest, dict):
+        return {key: _map(function, value) for key, value in nest.items()}
+    if isinstance(nest, tuple | list):
+        return type(nest)(_map(function, value) for value in nest)
+    return nest
+
+
+# --------------------------------------------------------------------- 2 model
+
+
+class State(NamedTuple):
+    """All that changes while training, and config: what a checkpoint holds."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: Any = None  # any of torch.optim.lr_scheduler
+    scaler: torch.amp.GradScaler = torch.amp.GradScaler("cpu", enabled=False)
+    step: int = 0  # batches eaten
+    sums: Mapping[str, Any] = MappingProxyType({})  # of the running epoch
+    history: tuple[Row, ...] = ()  # a row for each finished epoch
+    per_step: bool = False  # whether the scheduler advances by step, not by epoch
+    config: Mapping[str, Any] = MappingProxyType({})  # plain values; yours to fill
+
+
+def make_state(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    scheduler: Any = None,
+    per_step: bool | None = None,
+) -> State:
+    """The State before training. Move the model to its device before this.
+
+    per_step says when the scheduler advances; None: by step for OneCycleLR and
+    CyclicLR, by epoch for all others. ReduceLROnPlateau gets val_loss, or train_loss
+    where nothing is validated. A model in amp(..., "fp16") gets a real GradScaler.
+
+    >>> model = nn.Linear(1, 1)
+    >>> make_state(model, torch.optim.SGD(model.parameters(), lr=0.01)).step
+    0
+    """
+    owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not owned & {id(p) for p in model.parameters()}:
+        raise ValueError("the optimizer holds none of the model's parameters")
+    if (
+        scheduler is not None
+        and getattr(scheduler, "optimizer", optimizer) != optimizer
+    ):
+        raise ValueError("the scheduler holds another optimizer")
+    if per_step is None:
+        per_step = isinstance(scheduler, OneCycleLR | CyclicLR)
+    fp16 = any(
+        isinstance(m, _Amp) and m.dtype == torch.float16 for m in model.modules()
+    )
+    scaler = torch.amp.GradScaler(_device(optimizer).type, enabled=fp16)
+    return State(model, optimizer, scheduler, scaler, per_step=per_step)
+
+
+def _device(optimizer: torch.optim.Optimizer) -> torch.device:
+    return optimizer.param_groups[0]["params"][0].device
+
+
+class Standardize(nn.Module):
+    """(x - mean) / std by the rows it is made of; inverse: x * std + mean.
+
+    mean and std are buffers, so they travel in checkpoints and exported files. A
+    constant column has std 0, and is divided by 1. Source: tutorial 12, question 7.
+
+    >>> Standardize(torch.tensor([[0.0, 5.0], [2.0, 5.0]]))(torch.tensor([4.0, 5.0]))
+    tensor([3., 0.])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, rows: Tensor, *, inverse: bool = False):
+        super().__init__()
+        std, mean = torch.std_mean(rows.double(), dim=0, correction=0)
+        self.inverse = inverse
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("std", torch.where(std > 0, std, 1.0).float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.std + self.mean if self.inverse else (x - self.mean) / self.std
+
+
+def summary(model: nn.Module) -> str:
+    """A table of the parameters and buffers: shape, count, trained or not, values.
+
+    >>> print(summary(nn.Linear(2, 1, bias=False).requires_grad_(False)).splitlines()[0])
+    name    shape      count  trains    values
+    """
+    model, rows = _bare(model), []
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        trains = "yes" if tensor.requires_grad else "no"
+        if isinstance(tensor, nn.Parameter) is False:
+            trains = "buffer"
+        values = [f"{v:.4g}" for v in tensor.detach().flatten()[:4].tolist()]
+        if tensor.numel() > 4:
+            wide = tensor.detach().double()
+            values = [f"mean {wide.mean():.4g}, std {wide.std():.4g}"]
+        rows.append(
+            (name, tuple(tensor.shape), tensor.numel(), trains, ", ".join(values))
+        )
+    total = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    table = tabulate(rows, ["name", "shape", "count", "trains", "values"])
+    return f"{table}\n{total:,} parameters, {trained:,} of them trained"
+
+
+# --------------------------------------------------------------------- 3 train
+
+
+def train_step(
+    state: State,
+    batch: Batch,
+    *,
+    loss_fn: LossFn,
+    accumulate: int = 1,
+    clip: float | Callable | None = None,
+) -> tuple[State, Sums]:
+    """One optimizer update on a batch, eaten in up to `accumulate` pieces.
+
+    inputs (N, ...), or a dict of such, and targets (N, ...) go to the optimizer's
+    device. Every piece weighs by its samples, or by the weight that loss_fn returns
+    beside the total, so that the gradient is the whole batch's; not where the forward
+    sees the batch or draws (BatchNorm, dropout). clip is the largest norm of the
+    gradient, or a function of the parameters such as partial(clip_grad_value_,
+    clip_value=1.0). The sums are totals over samples: loss, weight, and the
+    grad_norm where clip gives one; empty where fp16 skipped the update.
+
+    >>> from functools import partial
+    >>> step = partial(train_step, accumulate=4, clip=1.0)
+
+    Source: tutorial 3.3, 7.1, 7.2, 7.4.
+    """
+    model, optimizer, scaler = state.model, state.optimizer, state.scaler
+    _at_least("accumulate", accumulate, 1)
+    batch = _to(_device(optimizer), batch)
+    n, loss, total, weight = len(batch[1]), None, 0.0, 0
+    optimizer.zero_grad()
+    for inputs, targets in _pieces(batch, accumulate):
+        loss = loss_fn(model(inputs), targets)
+        if isinstance(loss, tuple):
+            part, count = loss[0] / n, loss[1]
+        else:
+            part, count = loss * (len(targets) / n), len(targets)
+        scaler.scale(part).backward()
+        total, weight = total + _wide(part), weight + count
+    scaler.unscale_(optimizer)
+    sums = {"loss": total * n, "weight": weight}
+    if isinstance(loss, tuple):  # the gradient so far is that of total / n
+        for p in _parameters(optimizer):
+            p.grad.mul_(n / torch.as_tensor(weight).clamp(min=1e-12))
+    if clip is not None:
+        clip = (
+            clip if callable(clip) else partial(nn.utils.clip_grad_norm_, max_norm=clip)
+        )
+        norm = clip(_parameters(optimizer))
+        if norm is not None:
+            sums["grad_norm"] = _wide(norm) * weight
+    scale = scaler.get_scale()
+    scaler.step(optimizer)
+    scaler.update()
+    skipped = scaler.get_scale() < scale  # fp16 met an inf or NaN gradient
+    if state.per_step and not skipped:
+        state.scheduler.step()
+    return state._replace(step=state.step + 1), {} if skipped else sums
+
+
+def _pieces(batch: Batch, pieces: int) -> list[Batch]:
+    n = len(batch[1])
+    size = -(-n // pieces)
+    if size == n:
+        return [batch]
+    return [_map(lambda t, at=at: t[at : at + size], batch) for at in range(0, n, size)]
+
+
+def _to(device: torch.device, batch: Any) -> Any:
+    return _map(lambda t: t.to(device, non_blocking=True), batch)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    groups = optimizer.param_groups
+    return [p for group in groups for p in group["params"] if p.grad is not None]
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Detached, in float64 where the device has it: long sums lose digits in float32."""
+    return x.detach() if x.device.type == "mps" else x.detach().double()
+
+
+# ------------------------------------------------------------------ 4 evaluate
+
+
+def eval_step(
+    model: nn.Module, batch: Batch, *, loss_fn: LossFn, metrics: Callable | None = None
+) -> Sums:
+    """The totals of one batch in eval mode, without gradients: loss and weight.
+
+    With metrics, "outputs" holds the pair (prediction, target) as well. Uses no_grad
+    rather than inference_mode, whose tensors could not be trained on later, were the
+    model to keep one.
+
+    >>> eval_step(nn.Identity(), (torch.ones(3), torch.zeros(3)), loss_fn=F.l1_loss)
+    {'loss': tensor(3., dtype=torch.float64), 'weight': 3}
+    """
+    inputs, targets = _to(_model_device(model), batch)
+    with _evaluating(model):
+        prediction = model(inputs)
+        loss = loss_fn(prediction, targets)
+    n = len(targets)
+    total, weight = loss if isinstance(loss, tuple) else (_wide(loss) * n, n)
+    sums = {"loss": _wide(total), "weight": weight}
+    return sums | ({"outputs": [(prediction, targets)]} if metrics else {})
+
+
+def evaluate(
+    model: nn.Module,
+    loader: Iterable[Batch],
+    *,
+    loss_fn: LossFn,
+    metrics: Callable | None = None,
+) -> Row:
+    """The mean loss over all samples of the loader, and the metrics over them.
+
+    metrics(prediction, target) gets all of them at once, on the model's device, so
+    that what is no mean of batches (R², F1, a quantile) is right however they are
+    batched; it returns a dict of numbers. Neither the mode of any module nor the
+    training's randomness changes. Source: tutorial 3.3, 4.2.
+
+    >>> row = evaluate(nn.Identity(), [make_data()], loss_fn=F.l1_loss, metrics=metrics)
+    >>> round(row["loss"], 3), round(row["r2"], 3)
+    (0.153, 0.684)
+    """
+    sums: Sums = {}
+    outputs = []
+    for batch in loader:
+        part = eval_step(model, batch, loss_fn=loss_fn, metrics=metrics)
+        outputs += part.pop("outputs", [])
+        sums = _add(sums, part)
+    if not sums:
+        raise ValueError("the loader must have a batch to evaluate, got none")
+    row = _means(sums)
+    if metrics:
+        prediction, target = (torch.cat(tensors) for tensors in zip(*outputs))
+        row |= {k: float(v) for k, v in metrics(prediction, target).items()}
+    return row
+
+
+def predict(model: nn.Module, inputs: Any) -> Tensor:
+    """The model's outputs (N, ...) for a tensor, or over a loader, in its order.
+
+    Of a loader's batches (inputs, targets) the targets are left aside. Dropout is off
+    and the model's mode is put back.
+
+    >>> predict(nn.Identity(), torch.ones(2, 1)).shape
+    torch.Size([2, 1])
+    """
+    batches = [inputs] if isinstance(inputs, Tensor | dict) else inputs
+    device, outputs = _model_device(model), []
+    for batch in batches:
+        inputs = batch[0] if isinstance(batch, tuple | list) else batch
+        with _evaluating(model):
+            outputs.append(model(_to(device, inputs)))
+    if not outputs:
+        raise ValueError("the loader must have a batch to predict, got none")
+    return torch.cat(outputs)
+
+
+def _model_device(model: nn.Module) -> torch.device:
+    tensors = chain(model.parameters(), model.buffers())
+    return next((t.device for t in tensors), torch.device("cpu"))
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; then each module's own mode again."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _add(sums: Sums, more: Sums) -> Sums:
+    return sums | {k: sums[k] + v if k in sums else v for k, v in more.items()}
+
+
+def _means(sums: Sums, prefix: str = "") -> Row:
+    """Every total over the weight; this is where an epoch's sums are read."""
+    numbers = {k: float(v) for k, v in sums.items()}
+    weight = numbers.pop("weight", 0) or math.nan
+    return {prefix + k: total / weight for k, total in numbers.items()}
+
+
+# ---------------------------------------------------------------- 5 checkpoint
+
+FORMAT = 1  # of the checkpoint files that this kit writes
+
+
+def save_checkpoint(state: State, path: str | Path) -> Path:
+    """Write the state to one file of plain types, which torch reads weights_only.
+
+    The model's keys are the bare model's, however it is wrapped. The file is written
+    beside, flushed to the disk and renamed, so that the path holds the old or the new
+    one, whole, whatever happens. Raises OSError when it cannot be written.
+    Source: tutorial 5.4.
+
+    >>> model = nn.Linear(1, 1)
+    >>> state = make_state(model, torch.optim.SGD(model.parameters(), lr=0.01))
+    >>> save_checkpoint(state, "models/line.pt").name
+    'line.pt'
+    """
+    content = {
+        "format": FORMAT,
+        "model": {
+            _plain_key(key): value
+            for key, value in _bare(state.model).state_dict().items()
+        },
+        "optimizer": state.optimizer.state_dict(),
+        "scheduler": state.scheduler and state.scheduler.state_dict(),
+        "kinds": _kinds(state),
+        "scaler": state.scaler.state_dict(),
+        "step": state.step,
+        "sums": dict(state.sums),
+        "history": list(state.history),
+        "config": dict(state.config),
+    }
+    content = _plain(content, "state")
+    return _write(Path(path), lambda file: torch.save(content, file))
+
+
+def load_checkpoint(state: State, path: str | Path) -> State:
+    """Put a checkpoint into the state's model, optimizer, scheduler and scaler.
+
+    Training goes on from it as if it had never stopped, mid-epoch too. Nothing is
+    touched unless everything fits. Raises ValueError, in one line, for a damaged
+    file, one that could run code, or one of another model, optimizer or scheduler.
+    Source: tutorial 5.4.
+
+    >>> model = nn.Linear(1, 1)
+    >>> state = make_state(model, torch.optim.SGD(model.parameters(), lr=0.01))
+    >>> load_checkpoint(state, save_checkpoint(state, "models/line.pt")).step
+    0
+    """
+    content, name = read_checkpoint(path), Path(path).name
+    bare = _bare(state.model)
+    own = {_plain_key(key): key for key in bare.state_dict()}
+    _check_model(bare, content["model"], name)
+    _check_kinds(state, content, name)
+    bare.load_state_dict({own[key]: value for key, value in content["model"].items()})
+    state.optimizer.load_state_dict(content["optimizer"])
+    if state.scheduler is not None:
+        state.scheduler.load_state_dict(content["scheduler"])
+    if state.scaler.is_enabled() and content["scaler"]:
+        state.scaler.load_state_dict(content["scaler"])
+    return state._replace(
+        step=content["step"],
+        sums=_to(_device(state.optimizer), content["sums"]),
+        history=tuple(content["history"]),
+        config=content["config"],
+    )
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """What a checkpoint file holds, on the CPU: model, optimizer, history and so on.
+
+    Every byte is checked against the file's checksums, and only plain types are read.
+    Raises ValueError in one line for anything else than a whole checkpoint.
+    """
+    path = Path(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(
+            f"{path} holds more than plain types, which could run code: not loaded"
+        ) from None
+    except (zipfile.BadZipFile, RuntimeError, EOFError, struct.error) as error:
+        raise ValueError(f"{path} is damaged or no checkpoint: {error}") from None
+    if not isinstance(content, dict) or "format" not in content:
+        raise ValueError(f"{path} is no checkpoint of kit")
+    if content["format"] > FORMAT:
+        raise ValueError(
+            f"{path} has format {content['format']}, but this kit.py reads up to "
+            f"{FORMAT}: take the newer kit.py"
+        )
+    return content
+
+
+def _check_model(model: nn.Module, saved: dict[str, Any], name: str) -> None:
+    own = {_plain_key(key): value for key, value in model.state_dict().items()}
+    for key in chain(saved, own):
+        if key not in own or key not in saved:
+            here, there = (name, "the model") if key in saved else ("the model", name)
+            raise ValueError(f"{key} is in {here} but not in {there}")
+        shapes = [tuple(getattr(x[key], "shape", ())) for x in (saved, own)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"{key} is {shapes[0]} in {name} but {shapes[1]} in the model"
+            )
+
+
+def _check_kinds(state: State, content: dict[str, Any], name: str) -> None:
+    """The optimizer and the scheduler must be of the kind that was saved."""
+    kinds = _kinds(state)
+    for part, saved in content["kinds"].items():
+        if kinds[part] != saved:
+            raise ValueError(
+                f"the {part} is {saved} in {name} but {kinds[part]} in the state"
+            )
+
+
+def _kinds(state: State) -> dict[str, Any]:
+    groups = [len(group["params"]) for group in state.optimizer.param_groups]
+    optimizer = f"{type(state.optimizer).__name__} of {groups} parameters"
+    scheduler = state.scheduler and type(state.scheduler).__name__
+    return {"optimizer": optimizer, "scheduler": scheduler}
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    """The model inside of amp, torch.compile and DistributedDataParallel."""
+    while True:
+        if "_orig_mod" in model._modules:
+            model = model._orig_mod  # type: ignore[assignment]
+        elif isinstance(model, DistributedDataParallel):
+            model = model.module
+        else:
+            return model
+
+
+def _plain_key(key: str) -> str:
+    return key.replace("_orig_mod.", "")
+
+
+def _plain(value: Any, where: str) -> Any:
+    """The value in types that weights_only reads; NumPy's become Python's and torch's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    if isinstance(value, dict):
+        kind = type(value) if type(value) in (OrderedDict, Counter) else dict
+        return kind({k: _plain(v, f"{where}[{k!r}]") for k, v in value.items()})
+    if isinstance(value, list | tuple):
+        items = [_plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
+        return items if isinstance(value, list) else tuple(items)
+    if isinstance(value, os.PathLike):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str | bytes | Tensor):
+        return value
+    raise TypeError(
+        f"{where} must be a plain value to be saved, got {type(value).__name__}"
+    )
+
+
+def _write(path: Path, write: Callable) -> Path:
+    """Write a file so that the path holds the old one or the whole new one."""
+    beside = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(beside, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+        if os.name == "posix":  # elsewhere a folder cannot be flushed
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    except (
+        OSError,
+        RuntimeError,
+    ) as error:  # torch.save has RuntimeError for a full disk
+        raise OSError(f"{path} could not be written: {error}") from error
+    finally:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+    return path
+
+
+# ------------------------------------------------------------------ 6 together
+
+
+def run(
+    state: State,
+    train: Iterable[Batch],
+    val: Iterable[Batch] | None = None,
+    *,
+    loss_fn: LossFn,
+    epochs: int,
+    metrics: Callable | None = None,
+    step: Callable = train_step,
+    seed: int = 0,
+) -> Iterator[State]:
+    """Yield the state after every epoch, until `epochs` are in its history.
+
+    The loop is yours: its body is the callback, `break` is early stopping. What is
+    drawn at a step (dropout, noise) is a function of (seed, step), so it is the same
+    after a resume. Source: tutorial 3.5.
+
+    >>> model = nn.Linear(1, 1)
+    >>> state = make_state(model, torch.optim.SGD(model.parameters(), lr=0.01))
+    >>> for state in run(state, [make_data()], loss_fn=nn.L1Loss(), epochs=3):
+    ...     print(state.history[-1]["epoch"], state.step)
+    0 1
+    1 2
+    2 3
+    """
+    epoch = len(state.history)
+    for now in _steps(state, train, val, loss_fn, epochs, metrics, step, seed):
+        if len(now.history) > epoch:
+            epoch += 1
+            yield now
+
+
+def _steps(state, train, val, loss_fn, epochs, metrics, step, seed) -> Iterator[State]:
+    """Yield the state after every step, and once more after every epoch."""
+    device = _device(state.optimizer)
+    if not _bare(
+        state.model
+    ).training:  # frozen parts of a training model stay as they are
+        state.model.train()
+    while (epoch := len(state.history)) < epochs:
+        start = time.perf_counter()
+        eaten = state.step - (int(state.history[-1]["step"]) if epoch else 0)
+        _seed(device, seed, -1, epoch)
+        batches = _batches(train, epoch, eaten)
+        while True:
+            _seed(device, seed, state.step)
+            if (batch := next(batches, None)) is None:
+                break
+            state, sums = step(state, batch, loss_fn=loss_fn)
+            state = state._replace(sums=_add(state.sums, sums))
+            if device.type == "cpu" or state.step % 100 == 0:
+                _check_loss(state)
+            yield state
+        _check_loss(state)
+        lr = state.optimizer.param_groups[0]["lr"]
+        row = {"epoch": epoch, "step": state.step, "lr": float(lr)}
+        row |= {"train_loss": math.nan} | _means(state.sums, "train_")
+        if val is not None:
+            scores = evaluate(state.model, val, loss_fn=loss_fn, metrics=metrics)
+            row |= {f"val_{key}": value for key, value in scores.items()}
+        if state.sums and not state.per_step:
+            _advance(state.scheduler, row.get("val_loss", row["train_loss"]))
+        row["seconds"] = time.perf_counter() - start
+        state = state._replace(sums={}, history=(*state.history, row))
+        yield state
+
+
+def _batches(loader: Iterable[Batch], epoch: int, eaten: int) -> Iterator[Batch]:
+    """The epoch's batches from position `eaten` on; make_loader's skip unread."""
+    order = getattr(loader, "sampler", None)
+    if isinstance(order, _Order):
+        order.epoch, order.start = epoch, eaten
+        return iter(loader)
+    for sampler in (order, getattr(loader, "batch_sampler", None)):
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(epoch)
+    return islice(iter(loader), eaten, None)
+
+
+def _seed(device: torch.device, *numbers: int) -> None:
+    torch.default_generator.manual_seed(_hash(*numbers))
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(_hash(*numbers))
+
+
+def _advance(scheduler: Any, value: float) -> None:
+    if isinstance(scheduler, ReduceLROnPlateau):
+        scheduler.step(value)
+    elif scheduler is not None:
+        scheduler.step()
+
+
+def _check_loss(state: State) -> None:
+    """Raise FloatingPointError once the epoch's loss is NaN or infinite."""
+    loss = float(state.sums.get("loss", 0.0))
+    hopeless = state.scaler.is_enabled() and state.scaler.get_scale() < 1
+    if not math.isfinite(loss) or (hopeless and not state.sums):
+        raise FloatingPointError(
+            f"the loss became {loss if state.sums else 'nan'} in epoch "
+            f"{len(state.history)}, by step {state.step}: look for NaN in the data, "
+            f"lower the learning rate ({state.optimizer.param_groups[0]['lr']:g}), "
+            "clip the gradient or standardise the inputs"
+        )
+
+
+def fit(
+    state: State,
+    train: Iterable[Batch],
+    val: Iterable[Batch] | None = None,
+    *,
+    loss_fn: LossFn,
+    epochs: int,
+    metrics: Callable | None = None,
+    step: Callable = train_step,
+    seed: int = 0,
+    stop: Callable[[Sequence[Row]], bool] | None = None,
+    on_epoch: Callable[[State], Any] | None = None,
+    checkpoint: str | Path | None = None,
+    save_every: int | None = None,
+) -> State:
+    """Train until `epochs` epochs are done in all, also after a resume.
+
+    stop(history) ends the run early; on_epoch(state) watches it. checkpoint names a
+    folder, which then holds last.pt, written after every epoch and every save_every
+    steps, and best.pt, of the lowest val_loss (train_loss without val). A first
+    SIGINT or SIGTERM finishes the step, saves, and raises KeyboardInterrupt or
+    SystemExit(143); a second one acts at once.
+
+    Raises FileExistsError when the folder holds a run that state does not go on from,
+    FloatingPointError when the loss becomes NaN or infinite. Source: tutorial 3.5, 6.
+
+    >>> model = nn.Linear(1, 1)
+    >>> state = make_state(model, torch.optim.SGD(model.parameters(), lr=0.01))
+    >>> state = fit(state, [make_data()], loss_fn=nn.L1Loss(), epochs=3)
+    >>> [row["epoch"] for row in state.history]
+    [0, 1, 2]
+    """
+    stop = stop or (lambda history: False)
+    last = Path(checkpoint) / "last.pt" if checkpoint else None
+    if last and last.exists() and not state.step:
+        raise FileExistsError(
+            f"{last} is there already: go on from it with load_checkpoint, or name "
+            "another folder"
+        )
+    if stop(state.history):
+        return state
+    now, epoch = state, len(state.history)
+    with _interrupts(catch=last is not None) as caught, suppress(_Interrupted):
+        val = val if val is None else _Until(caught, val)
+        for now in _steps(state, train, val, loss_fn, epochs, metrics, step, seed):
+            finished = len(now.history) > epoch
+            epoch = len(now.history)
+            if last and (finished or (save_every and now.step % save_every == 0)):
+                _save(now, last, finished)
+            if finished and on_epoch:
+                on_epoch(now)
+            if caught or (finished and stop(now.history)):
+                break
+    if caught:
+        _save(now, last, finished=False)
+        _die(caught[0])
+    return now
+
+
+def _save(state: State, last: Path, finished: bool) -> None:
+    """Write last.pt and, before it, best.pt, should this epoch be the best."""
+    _check_loss(state)
+    for name, p in _bare(state.model).named_parameters():
+        if not p.isfinite().all():
+            raise FloatingPointError(
+                f"{_plain_key(name)} has NaN or infinite values after step "
+                f"{state.step}, epoch {len(state.history)}: lower the learning rate or "
+                f"clip the gradient; {last} still holds the state before"
+            )
+    key = "val_loss" if finished and "val_loss" in state.history[-1] else "train_loss"
+    if finished and is_best(state.history, key=key):
+        save_checkpoint(state, last.with_name("best.pt"))
+    save_checkpoint(state, last)
+
+
+class _Interrupted(Exception):
+    """Leaves an evaluation, which has nothing to save."""
+
+
+class _Until:
+    """A loader that is left, between two batches, once anything is caught."""
+
+    def __init__(self, caught: list[int], loader: Iterable[Batch]):
+        self.caught, self.loader = caught, loader
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.loader:
+            if self.caught:
+                raise _Interrupted
+            yield batch
+
+
+@contextmanager
+def _interrupts(*, catch: bool) -> Iterator[list[int]]:
+    """Put a first SIGINT or SIGTERM into a list; let a second one act at once."""
+    caught: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        caught.append(number)
+        if len(caught) > 1:
+            _die(number)
+
+    # signal.signal is allowed in the main thread only
+    catch = catch and threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if catch else ()
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _die(number: int) -> None:
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)
+
+
+# ---------------------------------------------------------------- 7 techniques
+
+
+def amp(model: nn.Module, precision: str) -> nn.Module:
+    """The model with its forward under autocast, "bf16" or "fp16", and float32 out.
+
+    For fp16, make_state adds the GradScaler. Checkpoints do not show the wrap.
+    Raises ValueError on a device that cannot. Source: tutorial 7.1.
+
+    >>> amp(nn.Linear(2, 1), "bf16")(torch.ones(3, 2)).dtype
+    torch.float32
+    """
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    if precision not in dtypes:
+        raise ValueError(f"precision must be bf16 or fp16, got {precision!r}")
+    device = _model_device(model).type
+    able = torch.amp.is_autocast_available(device)
+    if device == "cuda" and precision == "bf16":
+        able = torch.cuda.is_bf16_supported(including_emulation=False)
+    if not able:
+        raise ValueError(f"{device} has no {precision} autocast: leave amp out")
+    return _Amp(model, dtypes[precision])
+
+
+class _Amp(nn.Module):
+    def __init__(self, model: nn.Module, dtype: torch.dtype):
+        super().__init__()
+        self._orig_mod, self.dtype = model, dtype  # named as torch.compile names it
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(_model_device(self).type, self.dtype):
+            out = self._orig_mod(*args, **kwargs)
+        return _map(lambda t: t.float() if t.is_floating_point() else t, out)
+
+
+def early_stopping(
+    history: Sequence[Row],
+    *,
+    patience: int,
+    min_delta: float = 0.0,
+    key: str = "val_loss",
+) -> bool:
+    """Whether the last `patience` epochs brought no value below the best - min_delta.
+
+    NaN is no improvement. As a function of the history it needs no saving. Source:
+    tutorial 7.5.
+
+    >>> losses = [float("nan"), 1.0, 2.0, 2.0]
+    >>> early_stopping([{"val_loss": loss} for loss in losses], patience=2)
+    True
+    """
+    _at_least("patience", patience, 1)
+    return len(history) - 1 - _best(history, key, min_delta) >= patience
+
+
+def is_best(
+    history: Sequence[Row], *, key: str = "val_loss", min_delta: float = 0.0
+) -> bool:
+    """Whether the last epoch has the lowest value so far, by more than min_delta.
+
+    >>> is_best([{"val_loss": 2.0}, {"val_loss": 1.0}])
+    True
+    """
+    return bool(history) and _best(history, key, min_delta) == len(history) - 1
+
+
+def _best(history: Sequence[Row], key: str, min_delta: float) -> int:
+    """The index of the best epoch; -1 while there is none."""
+    best, at = math.inf, -1
+    for i, row in enumerate(history):
+        if key not in row:
+            raise ValueError(f"the history has no {key!r}, only: {', '.join(row)}")
+        if row[key] < best - min_delta:
+            best, at = row[key], i
+    return at
+
+
+# ------------------------------------------------------------------- 8 metrics
+
+
+def metrics(prediction: Tensor, target: Tensor) -> dict[str, float]:
+    """Float targets: mae, mse, rmse, r2. Integer: accuracy, precision, recall, f1.
+
+    Of a regression, prediction and target have one shape, (N,) or (N, K); r2 is the
+    mean over the K columns; it is nan for one sample, and for a constant target 1
+    where all is right, else 0. Of a classification, target is (N,) and prediction the
+    class numbers (N,), scores (N, C), or logits (N, 1); the last three are means over
+    the classes that occur. All in float64. Source: tutorial 8.1; the conventions are
+    scikit-learn's.
+
+    >>> metrics(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 2.0, 3.0]))["r2"]
+    0.5
+    """
+    if len(target) == 0:
+        raise ValueError("metrics need at least one sample, got none")
+    if not target.is_floating_point():
+        return _class_metrics(confusion_matrix(prediction, target).double())
+    if prediction.shape != target.shape:
+        shapes = f"{tuple(prediction.shape)} and {tuple(target.shape)}"
+        raise ValueError(f"prediction and target must have one shape, got {shapes}")
+    prediction, target = prediction.detach().cpu().double(), target.cpu().double()
+    error = (prediction - target).reshape(len(target), -1)
+    spread = (target - target.mean(0)).reshape(len(target), -1).square().sum(0)
+    rest = error.square().sum(0)
+    r2 = torch.where(spread > 0, 1 - rest / spread, (rest == 0).double())
+    mse = error.square().mean().item()
+    return {
+        "mae": error.abs().mean().item(),
+        "mse": mse,
+        "rmse": math.sqrt(mse),
+        "r2": r2.mean().item() if len(target) > 1 else math.nan,
+    }
+
+
+def confusion_matrix(prediction: Tensor, target: Tensor) -> Tensor:
+    """Counts (C, C) of samples, a row for each true class, a column for each predicted.
+
+    prediction: class numbers (N,), scores (N, C), or logits (N, 1) of class 1.
+
+    >>> confusion_matrix(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1])).tolist()
+    [[1, 1], [0, 1]]
+    """
+    if prediction.is_floating_point() and prediction.isnan().any():
+        raise ValueError("prediction must be numbers, got NaN")
+    classes = int(max(prediction.max(), target.max())) + 1
+    if prediction.ndim > target.ndim and prediction.shape[1] > 1:
+        classes = prediction.shape[1]
+        prediction = prediction.argmax(1)
+    elif prediction.is_floating_point():
+        classes = 2
+        prediction = (prediction > 0).reshape(target.shape).long()
+    if (
+        prediction.shape != target.shape
+        or not 0 <= target.min() <= target.max() < classes
+    ):
+        raise ValueError(
+            f"target must be class numbers below {classes} of shape "
+            f"{tuple(prediction.shape)}, got {tuple(target.shape)} with values "
+            f"from {target.min()} to {target.max()}"
+        )
+    pairs = (target * classes + prediction).flatten()
+    return pairs.bincount(minlength=classes**2).reshape(classes, classes)
+
+
+def _class_metrics(counts: Tensor) -> dict[str, float]:
+    right, true, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
+    occur = true + predicted > 0
+    scores = {
+        "precision": right / predicted.clamp(min=1),
+        "recall": right / true.clamp(min=1),
+        "f1": 2 * right / (true + predicted).clamp(min=1),
+    }
+    accuracy = {"accuracy": (right.sum() / counts.sum()).item()}
+    return accuracy | {k: v[occur].mean().item() for k, v in scores.items()}
+
+
+# --------------------------------------------------------------------- 9 watch
+
+
+def plot_predictions(train: Batch, test: Batch, prediction: Tensor | None = None):
+    """A matplotlib Figure: training data blue, test data green, prediction red.
+
+    train and test are (inputs (N, 1), targets (N, 1)); prediction is (N, 1), for the
+    test inputs. Source: tutorial 1.5.
+
+    >>> train, test = split(make_data())
+    >>> plot_predictions(train, test, test[1] + 0.1).savefig("line.png")
+    """
+    figure = _figure(10, 7)
+    axes = figure.subplots()
+    for (x, y), color, label in ((train, "b", "training"), (test, "g", "test")):
+        axes.scatter(x.cpu(), y.cpu(), s=16, color=color, label=f"{label} data")
+    if prediction is not None:
+        x, y = test[0].cpu(), prediction.detach().cpu()
+        axes.scatter(x, y, s=16, color="r", label="prediction")
+    axes.set(xlabel="input", ylabel="target")
+    axes.legend(frameon=False)
+    return figure
+
+
+def plot_history(history: Sequence[Row]):
+    """A matplotlib Figure of the losses, the metrics and the learning rate by epoch.
+
+    The best epoch is marked; the scale is logarithmic where the losses span more than
+    a factor of 20. Source: tutorial 3.4.
+
+    >>> plot_history([{"epoch": 0, "train_loss": 2.0, "lr": 0.1}]).savefig("curve.png")
+    """
+    if not history:
+        raise ValueError("history must have at least one row, got none")
+    aside = {"epoch", "step", "seconds"}
+    keys = [k for k in dict.fromkeys(chain(*history)) if k not in aside]
+    losses = [k for k in keys if k.endswith("loss")]
+    panels = [losses, [k for k in keys if k not in (*losses, "lr")], ["lr"]]
+    panels = [panel for panel in panels if panel and set(panel) <= set(keys)]
+    figure = _figure(10, 3 + 2 * len(panels))
+    heights = [2] + [1] * (len(panels) - 1)
+    grid = figure.subplots(
+        len(panels), squeeze=False, sharex=True, gridspec_kw={"height_ratios": heights}
+    )
+    epochs = [row["epoch"] for row in history]
+    for axes, panel in zip(grid[:, 0], panels):
+        for key in panel:
+            axes.plot(epochs, [row.get(key, math.nan) for row in history], label=key)
+        values = [row[k] for row in history for k in panel if row.get(k, 0) > 0]
+        if panel is not panels[1:2] and values and max(values) > 20 * min(values):
+            axes.set_yscale("log")
+        axes.legend(frameon=False)
+    best = _best(history, "val_loss" if "val_loss" in keys else "train_loss", 0.0)
+    if best >= 0:
+        for axes in grid[:, 0]:
+            axes.axvline(epochs[best], color="gray", linestyle=":", linewidth=1)
+        grid[0, 0].set_title(f"best epoch: {best}", fontsize="medium")
+    grid[-1, 0].set_xlabel("epoch")
+    return figure
+
+
+def _figure(width: float, height: float):
+    """A Figure without pyplot: nothing global, no window, no display needed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("plotting needs matplotlib: pip install matplotlib") from None
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+# ------------------------------------------------------------- 11 command line
+
+OPTIMIZERS = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "rmsprop": torch.optim.RMSprop,
+    "adagrad": torch.optim.Adagrad,
+}
+LOSSES = {
+    "l1": F.l1_loss,
+    "mse": F.mse_loss,
+    "huber": F.huber_loss,
+    "cross_entropy": F.cross_entropy,
+    "bce": lambda logits, y: F.binary_cross_entropy_with_logits(
+        logits[:, 0], y.float()
+    ),
+}
+LINE = {"model": "linear", "loss": "l1", "optimizer": "sgd", "lr": 0.01}
+LINE |= {"ratios": (0.8, 0.2), "batch_size": None}
+TABLE = {"model": "mlp", "optimizer": "adam", "lr": 0.001}
+TABLE |= {"ratios": (0.7, 0.15, 0.15), "batch_size": 32}
+
+
+class _Command(click.Group):
+    """Turns errors into one line and an exit code: 1 failed, 130 interrupted."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (
+            ValueError,
+            OSError,
+            ArithmeticError,
+            ImportError,
+            RuntimeError,
+        ) as error:
+            if isinstance(error, click.exceptions.Exit | BrokenPipeError):
+                raise
+            text = str(error).strip().split("\n")[0]
+            raise click.ClickException(text or type(error).__name__) from error
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(130)
+
+
+@click.group(cls=_Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Train a PyTorch model on the tutorial's line or on a table of your own."""
+
+
+def _numbers(kind: type) -> Callable:
+    """A click callback that reads 64,64 as a tuple of that kind."""
+
+    def read(ctx: click.Context, option: click.Parameter, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return tuple(kind(part) for part in value.split(",") if part)
+        except ValueError:
+            what = f"must be numbers such as 64,64, got {value!r}"
+            raise click.BadParameter(what, ctx, option) from None
+
+    return read
+
+
+_positive = click.FloatRange(min=0, min_open=True)
+_count = click.IntRange(min=1)
+
+
+@main.command("fit")
+@click.option("--data", type=click.Path(), help="A .csv with a header, or an .npz.")
+@click.option("--target", help="The column, or the array of an .npz, to predict.")
+@click.option("--task", type=click.Choice(["regression", "classification"]))
+@click.option("--model", help="linear, mlp, or MODULE:FUNCTION(inputs, outputs).")
+@click.option("--hidden", default="64,64", callback=_numbers(int), help="Of the mlp.")
+@click.option("--epochs", type=_count, default=100, help="In all, with --resume too.")
+@click.option("--batch-size", type=_count, help="Default: 32; for the line, all rows.")
+@click.option("--loss", type=click.Choice(list(LOSSES)))
+@click.option("--optimizer", type=click.Choice(list(OPTIMIZERS)))
+@click.option("--lr", type=_positive, help="Learning rate.")
+@click.option("--weight-decay", type=click.FloatRange(min=0), default=0.0)
+@click.option("--accumulate", type=_count, default=1, help="Pieces of a batch.")
+@click.option("--clip", type=_positive, help="Largest norm of the gradient.")
+@click.option("--ratios", callback=_numbers(float), help="Such as 0.7,0.15,0.15.")
+@click.option("--seed", type=click.IntRange(min=0), default=42)
+@click.option("--device", default="auto", help="auto, cpu, cuda, mps ...")
+@click.option("--workers", type=click.IntRange(min=0), default=0)
+@click.option("--out", type=click.Path(file_okay=False), help="Default: runs/001 ...")
+@click.option(
+    "--resume", is_flag=True, help="Go on with the run in --out, or the last."
+)
+@click.option("--overwrite", is_flag=True, help="Start anew in a used --out.")
+@click.option("--plot/--no-plot", default=None, help="Default: if matplotlib is there.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@click.pass_context
+def _fit_command(ctx: click.Context, **options: Any) -> None:
+    """Train, and leave last.pt, best.pt, history.csv, config.json in a run folder."""
+    given = {
+        name: value
+        for name, value in options.items()
+        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    folder = _run_folder(options["out"], options["resume"])
+    last = folder / "last.pt"
+    if options["resume"] and last.exists():
+        config = _resumed(read_checkpoint(last)["config"], given)
+    else:
+        config = _defaults(options)
+        if last.exists() and not options["overwrite"]:
+            raise click.UsageError(
+                f"{folder} holds a run: go on with --resume, start anew with "
+                "--overwrite, or name another folder with --out"
+            )
+    _fit(config, folder, options)
+
+
+def _run_folder(out: str | None, resume: bool) -> Path:
+    """--out, or the last of runs/001, runs/002 ... to resume, or the next free one."""
+    if out:
+        return Path(out)
+    taken = [int(p.name) for p in Path("runs").glob("[0-9]*") if p.name.isdigit()]
+    return Path("runs") / f"{max(taken, default=0) + (not (resume and taken)):03}"
+
+
+def _resumed(config: dict, given: dict) -> dict:
+    """The run's own config, but for what may change on the way."""
+    free = {"epochs", "device", "workers", "out", "resume", "plot", "quiet"}
+    for name, value in given.items():
+        if name not in free and value != config[name]:
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} must stay {config[name]} on a resume, "
+                f"got {value}"
+            )
+    return config | {name: given[name] for name in given if name in config}
+
+
+def _defaults(options: dict) -> dict:
+    """The options that make a run, with the defaults of the line or of a table."""
+    aside = {"out", "resume", "overwrite", "plot", "quiet"}
+    config = {name: value for name, value in options.items() if name not in aside}
+    defaults = TABLE if config["data"] else LINE
+    config |= {name: v for name, v in defaults.items() if config[name] is None}
+    if config["data"] and not config["target"]:
+        raise click.UsageError("--target must name what to predict in --data")
+    if config["data"]:
+        config["data"] = str(Path(config["data"]).resolve())
+    if config["loss"] in ("cross_entropy", "bce"):
+        config["task"] = config["task"] or "classification"
+    return config
+
+
+def _tables(config: dict) -> tuple[list[Batch], dict]:
+    """The parts (train, val, test) of the run's data, and what was found in it."""
+    if not config["data"]:
+        shape = {"task": "regression", "shape": (1,), "outputs": 1}
+        return list(split(make_data(), ratios=config["ratios"])), config | shape
+    known = {name: config[name] for name in ("columns", "classes") if name in config}
+    table = read_table(
+        config["data"], target=config["target"], task=config["task"], **known
+    )
+    if config["task"] == "regression" and table.classes:
+        raise ValueError(f"{config['target']} is text: it takes --task classification")
+    task = "classification" if table.classes else "regression"
+    loss = config["loss"] or ("cross_entropy" if table.classes else "mse")
+    outputs = 1 if loss == "bce" else len(table.classes) or table.y.shape[1]
+    if (loss in ("cross_entropy", "bce")) != bool(table.classes):
+        raise ValueError(f"--loss {loss} does not go with a {task}")
+    if loss == "bce" and len(table.classes) > 2:
+        raise ValueError(f"--loss bce takes 2 classes, got {len(table.classes)}")
+    config = config | {
+        "task": task,
+        "loss": loss,
+        "columns": table.columns,
+        "classes": table.classes,
+        "shape": tuple(table.X.shape[1:]),
+        "outputs": outputs,
+    }
+    data, seed = (table.X, table.y), config["seed"]
+    return list(split(data, ratios=config["ratios"], seed=seed)), config
+
+
+def _model(config: dict, rows: Batch | None = None) -> nn.Module:
+    """The model of a config, standardised by the rows; without, by a checkpoint."""
+    torch.manual_seed(config["seed"])
+    shape, outputs = config["shape"], config["outputs"]
+    widths = [math.prod(shape), *(config["hidden"] if config["model"] == "mlp" else ())]
+    layers: list[nn.Module] = [nn.Flatten()] if len(shape) > 1 else []
+    for a, b in pairwise(widths):
+        layers += [nn.Linear(a, b), nn.ReLU()]
+    layers.append(nn.Linear(widths[-1], outputs))
+    if ":" in config["model"]:
+        layers = [
+            _import(config["model"])(shape if len(shape) > 1 else shape[0], outputs)
+        ]
+    if config["data"]:
+        X, y = rows or (torch.zeros(1, *shape), torch.zeros(1, outputs))
+        layers.insert(0, Standardize(X))
+        if not config["classes"]:
+            layers.append(Standardize(y, inverse=True))
+    return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
+
+
+def _import(name: str) -> Callable:
+    """What MODULE:FUNCTION names, looked for in the working folder too."""
+    module, function = name.split(":")
+    sys.path.insert(0, os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"--model {name} could not be imported: {error}") from error
+    finally:
+        sys.path.pop(0)
+
+
+def _loss(config: dict, model: nn.Module) -> LossFn:
+    """The loss of a config; of a table's regression, in the target's standard deviations."""
+    loss = LOSSES[config["loss"]]
+    last = list(model.children())[-1:]
+    if not (last and isinstance(last[0], Standardize)):
+        return loss
+    std = last[0].std
+    return lambda prediction, target: loss(prediction / std, target / std)
+
+
+def _pick_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cpu"
+        if torch.accelerator.is_available():
+            name = torch.accelerator.current_accelerator().type
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"--device {name} cannot be used: {reason}") from None
+
+
+def _fit(config: dict, folder: Path, options: dict) -> None:
+    """Train as the config says, in the folder, and print how it went."""
+    say = (lambda *text: None) if options["quiet"] else click.echo
+    parts, config = _tables(config)
+    model = _model(config, parts[0]).to(_pick_device(options["device"]))
+    optimizer = OPTIMIZERS[config["optimizer"]](
+        model.parameters(), lr=config["lr"], weight_decay=config["weight_decay"]
+    )
+    state = make_state(model, optimizer)
+    if options["resume"] and (folder / "last.pt").exists():
+        state = load_checkpoint(state, folder / "last.pt")
+        say(f"{folder}: going on after epoch {len(state.history)}")
+    else:
+        for name in ("last.pt", "best.pt"):
+            (folder / name).unlink(missing_ok=True)
+    state = state._replace(config=config)
+    text = json.dumps(config, indent=2) + "\n"
+    _write(folder / "config.json", lambda file: file.write(text.encode()))
+    load = partial(make_loader, seed=config["seed"], workers=options["workers"])
+    shuffle = bool(config["data"])
+    train = load(parts[0], batch_size=config["batch_size"], shuffle=shuffle)
+    val = make_loader(parts[1], batch_size=4096) if len(parts) > 1 else None
+    step = partial(train_step, accumulate=config["accumulate"], clip=config["clip"])
+
+    def on_epoch(state: State) -> None:
+        _write(folder / "history.csv", lambda file: file.write(_csv(state.history)))
+        show(state)
+
+    try:
+        with _progress(state, len(train), config["epochs"], options["quiet"]) as bar:
+            counted, show = bar
+            state = fit(
+                state,
+                train,
+                val,
+                loss_fn=_loss(config, model),
+                epochs=config["epochs"],
+                metrics=metrics if config["data"] else None,
+                step=counted(step),
+                seed=config["seed"],
+                on_epoch=on_epoch,
+                checkpoint=folder,
+            )
+    except (KeyboardInterrupt, SystemExit):
+        if (folder / "last.pt").exists():
+            go_on = f"python -m kit fit --out {folder} --resume"
+            click.echo(f"interrupted; saved, go on with: {go_on}", err=True)
+        raise
+    _report(state, parts, folder, say)
+    if options["plot"] is not False:
+        with nullcontext() if options["plot"] else suppress(ImportError):
+            plot_history(state.history).savefig(folder / "curves.png")
+            say(f"curves     {folder / 'curves.png'}")
+
+
+@contextmanager
+def _progress(state: State, steps: int, epochs: int, quiet: bool) -> Iterator[tuple]:
+    """(a wrap for the step, an on_epoch): a bar on a terminal, else lines, or nothing."""
+    every = max(1, epochs // 10)
+
+    def text(state: State) -> str:
+        losses = {k: v for k, v in state.history[-1].items() if k.endswith("loss")}
+        shown = "  ".join(f"{key} {value:.6f}" for key, value in losses.items())
+        return f"epoch {len(state.history)}/{epochs}  {shown}"
+
+    def line(state: State) -> None:
+        if not quiet and len(state.history) % every == 0:
+            click.echo(text(state))
+
+    if quiet or not sys.stdout.isatty():
+        yield (lambda step: step), line
+        return
+    with click.progressbar(length=epochs * steps, label="epoch 0") as bar:
+        bar.update(state.step)
+
+        def counted(step: Callable) -> Callable:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                result = step(*args, **kwargs)
+                bar.update(1)
+                return result
+
+            return call
+
+        def label(state: State) -> None:
+            bar.label = text(state)
+
+        yield counted, label
+
+
+def _csv(rows: Sequence[dict]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(chain(*rows))))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _report(state: State, parts: list[Batch], folder: Path, say: Callable) -> None:
+    """Print the history, the learned line, the scores on the last part, the files."""
+    history, config, model = state.history, state.config, state.model
+    shown = {round(i * (len(history) - 1) / 9) for i in range(10)}
+    rows = [row for i, row in enumerate(history) if i in shown]
+    say("\n" + tabulate(rows, headers="keys", floatfmt=".4g"))
+    if not config["data"] and config["model"] == "linear":
+        learned = [
+            ("weight", model.weight.item(), 0.7),
+            ("bias", model.bias.item(), 0.3),
+        ]
+        say("\n" + tabulate(learned, ["", "learned", "true"], floatfmt=".4f"))
+    part, what = ("train", "val", "test")[len(parts) - 1], "the last epoch"
+    if len(parts) == 3:  # val has chosen, test has seen nothing
+        model, what = (
+            _open(folder / "best.pt")[0],
+            f"epoch {_best(history, 'val_loss', 0)}",
+        )
+        model.to(_device(state.optimizer))
+    scores = _scores(model, config, parts[-1])
+    say("\n" + tabulate(scores.items(), [part, f"weights of {what}"], floatfmt=".4g"))
+    say(f"\nwritten to {folder}: last.pt, best.pt, history.csv, config.json")
+
+
+def _scores(model: nn.Module, config: dict, part: Batch) -> Row:
+    loader = make_loader(part, batch_size=4096)
+    return evaluate(model, loader, loss_fn=_loss(config, model), metrics=metrics)
+
+
+def _open(path: str, device: str = "cpu") -> tuple[nn.Module, dict]:
+    """The model of a checkpoint of `kit fit`, with its weights, and its config."""
+    content = read_checkpoint(path)
+    config = content["config"]
+    if "model" not in config:
+        raise ValueError(
+            f"{path} was not written by kit fit: it does not say its model"
+        )
+    model = _model(config)
+    _check_model(model, content["model"], Path(path).name)
+    model.load_state_dict(content["model"])
+    return model.eval(), config
+
+
+@main.command("evaluate")
+@click.argument("checkpoint", type=click.Path())
+@click.option("--data", type=click.Path(), help="Default: the run's own test part.")
+def _evaluate_command(checkpoint: str, data: str | None) -> None:
+    """Print the loss and the metrics of a checkpoint."""
+    model, config = _open(checkpoint)
+    if data:
+        table = _read_like(config, data, config["target"])
+        part, name = (table.X, table.y), Path(data).name
+    else:
+        parts, _ = _tables(config)
+        part, name = parts[-1], ("train", "val", "test")[len(parts) - 1]
+    scores = _scores(model, config, part)
+    click.echo(tabulate(scores.items(), [name, f"{len(part[0])} rows"], floatfmt=".4g"))
+
+
+@main.command("predict")
+@click.argument("checkpoint", type=click.Path())
+@click.option("--data", type=click.Path(), required=True, help="The columns by name.")
+@click.option("--output", type=click.Path(), help="A .csv.  [default: print it]")
+def _predict_command(checkpoint: str, data: str, output: str | None) -> None:
+    """Predict the rows of a file, which need not have the target."""
+    model, config = _open(checkpoint)
+    table = _read_like(config, data, None)
+    outputs = predict(model, make_loader((table.X,), batch_size=4096))
+    if classes := config.get("classes"):
+        if outputs.shape[1] == 1:
+            outputs = torch.cat([-outputs, outputs], 1) / 2
+        shares = outputs.softmax(1).tolist()
+        rows = [
+            {"prediction": classes[max(range(len(p)), key=p.__getitem__)]}
+            | {f"p_{name}": share for name, share in zip(classes, p)}
+            for p in shares
+        ]
+    else:
+        rows = [{"prediction": value} for value in outputs[:, 0].tolist()]
+    if output:
+        _write(Path(output), lambda file: file.write(_csv(rows)))
+    else:
+        click.echo(_csv(rows), nl=False)
+
+
+def _read_like(config: dict, data: str, target: str | None) -> Table:
+    """Read another file as the run's own was read."""
+    names = {"columns": config.get("columns", ()), "classes": config.get("classes", ())}
+    return read_table(data, target=target, task=config["task"], **names)
+
+
+@main.command("summary")
+@click.argument("checkpoint", type=click.Path())
+def _summary_command(checkpoint: str) -> None:
+    """Print a checkpoint's parameters, how they were trained and how well."""
+    model, config = _open(checkpoint)
+    history = read_checkpoint(checkpoint)["history"]
+    click.echo(summary(model))
+    chosen = {k: v for k, v in config.items() if k in TABLE or k in ("loss", "target")}
+    click.echo("\n" + tabulate(chosen.items()))
+    click.echo("\n" + tabulate(history[-1:], headers="keys", floatfmt=".4g"))
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m kit")
