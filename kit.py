@@ -58,7 +58,13 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    CyclicLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    StepLR,
+)
 from torch.utils.data import (
     DataLoader,
     Dataset,
@@ -134,7 +140,8 @@ def read_table(
     if path.suffix not in readers:
         raise ValueError(f"data must be a .csv or .npz file, got {path.name}")
     try:
-        X, labels, columns = readers[path.suffix](path, target, task, tuple(columns))
+        read = readers[path.suffix]
+        X, labels, names = read(path, target, task, tuple(columns))
     except (UnicodeDecodeError, csv.Error, zipfile.BadZipFile, EOFError) as error:
         raise ValueError(
             f"{path.name} is damaged or no {path.suffix}: {error}"
@@ -142,10 +149,10 @@ def read_table(
     if not len(X):
         raise ValueError(f"{path.name} has no rows")
     if labels is None:
-        return Table(X, None, columns)
+        return Table(X, None, names)
     if task != "classification" and labels.dtype.kind in "fiu":
         y = torch.from_numpy(labels.astype(np.float32))
-        return Table(X, y if y.ndim > 1 else y[:, None], columns)
+        return Table(X, y if y.ndim > 1 else y[:, None], names)
     known = sorted(map(str, classes or np.unique(labels)), key=_numbers_first)
     if strange := set(map(str, np.unique(labels))) - set(known):
         raise ValueError(
@@ -156,7 +163,7 @@ def read_table(
         raise ValueError(f"{path.name}: {target} has only one class, {known[0]!r}")
     values, at = np.unique(labels, return_inverse=True)
     number = np.array([known.index(str(value)) for value in values])
-    return Table(X, torch.from_numpy(number[at]), columns, tuple(known))
+    return Table(X, torch.from_numpy(number[at]), names, tuple(known))
 
 
 def _numbers_first(name: str) -> tuple[float, str]:
@@ -262,13 +269,17 @@ def _read_npz(path, target, task, columns):
 
 
 def split(
-    data: Any, *, ratios: Sequence[float] = (0.8, 0.2), seed: int | None = None
+    data: Any,
+    *,
+    ratios: Sequence[float] = (0.8, 0.2),
+    seed: int | None = None,
+    stratify: Tensor | None = None,
 ) -> tuple[Any, ...]:
     """Cut data in parts: a tuple of tensors with equal first dimension, or a Dataset.
 
     Every part but the last has int(ratio * N) rows, the last has the rest. None keeps
-    the order, so sorted data test extrapolation; a seed shuffles first. Source:
-    tutorial 1.4.
+    the order, so sorted data test extrapolation; a seed shuffles first. stratify, the
+    classes (N,) of the rows, gives every part its share of each. Source: tutorial 1.4.
 
     >>> train, test = split(make_data())
     >>> len(train[0]), len(test[0])
@@ -283,6 +294,11 @@ def split(
         raise ValueError(f"{n} rows are too few for ratios of {tuple(ratios)}")
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     order = None if seed is None else torch.randperm(n, generator=generator)
+    if stratify is not None:  # deal out each class evenly along the order
+        order = torch.arange(n) if order is None else order
+        _, at, counts = stratify[order].unique(return_inverse=True, return_counts=True)
+        nth = F.one_hot(at).cumsum(0).gather(1, at[:, None])[:, 0]
+        order = order[(nth / counts[at]).argsort(stable=True)]
     if isinstance(data, Dataset):
         rows = torch.arange(n) if order is None else order
         return tuple(Subset(data, part.tolist()) for part in rows.split(sizes))
@@ -568,7 +584,10 @@ def train_step(
     model, optimizer, scaler = state.model, state.optimizer, state.scaler
     _at_least("accumulate", accumulate, 1)
     batch = _to(_device(optimizer), batch)
-    n, loss, total, weight = len(batch[1]), None, 0.0, 0
+    n = len(batch[1])
+    loss: Any = None
+    total: Any = 0.0
+    weight: Any = 0
     optimizer.zero_grad()
     for inputs, targets in _pieces(batch, accumulate):
         loss = loss_fn(model(inputs), targets)
@@ -581,13 +600,13 @@ def train_step(
     scaler.unscale_(optimizer)
     sums = {"loss": total * n, "weight": weight}
     if isinstance(loss, tuple):  # the gradient so far is that of total / n
+        share = n / torch.as_tensor(weight).clamp(min=1e-12)
         for p in _parameters(optimizer):
-            p.grad.mul_(n / torch.as_tensor(weight).clamp(min=1e-12))
+            if p.grad is not None:
+                p.grad.mul_(share)
     if clip is not None:
-        clip = (
-            clip if callable(clip) else partial(nn.utils.clip_grad_norm_, max_norm=clip)
-        )
-        norm = clip(_parameters(optimizer))
+        by_norm = partial(nn.utils.clip_grad_norm_, max_norm=clip)
+        norm = (clip if callable(clip) else by_norm)(_parameters(optimizer))
         if norm is not None:
             sums["grad_norm"] = _wide(norm) * weight
     scale = scaler.get_scale()
@@ -612,8 +631,7 @@ def _to(device: torch.device, batch: Any) -> Any:
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    groups = optimizer.param_groups
-    return [p for group in groups for p in group["params"] if p.grad is not None]
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -990,13 +1008,13 @@ def _steps(state, train, val, loss_fn, epochs, metrics, step, seed) -> Iterator[
 
 def _batches(loader: Iterable[Batch], epoch: int, eaten: int) -> Iterator[Batch]:
     """The epoch's batches from position `eaten` on; make_loader's skip unread."""
-    order = getattr(loader, "sampler", None)
+    order: Any = getattr(loader, "sampler", None)
     if isinstance(order, _Order):
         order.epoch, order.start = epoch, eaten
         return iter(loader)
     for sampler in (order, getattr(loader, "batch_sampler", None)):
-        if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(epoch)
+        if set_epoch := getattr(sampler, "set_epoch", None):
+            set_epoch(epoch)
     return islice(iter(loader), eaten, None)
 
 
@@ -1079,7 +1097,7 @@ def fit(
                 on_epoch(now)
             if caught or (finished and stop(now.history)):
                 break
-    if caught:
+    if caught and last:
         _save(now, last, finished=False)
         _die(caught[0])
     return now
@@ -1373,14 +1391,14 @@ def _figure(width: float, height: float):
 
 # ------------------------------------------------------------- 11 command line
 
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, Callable] = {
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
     "rmsprop": torch.optim.RMSprop,
     "adagrad": torch.optim.Adagrad,
 }
-LOSSES = {
+LOSSES: dict[str, LossFn] = {
     "l1": F.l1_loss,
     "mse": F.mse_loss,
     "huber": F.huber_loss,
@@ -1389,103 +1407,109 @@ LOSSES = {
         logits[:, 0], y.float()
     ),
 }
+SCHEDULERS: dict[str, Callable] = {
+    "step": StepLR,
+    "cosine": CosineAnnealingLR,
+    "plateau": ReduceLROnPlateau,
+    "onecycle": OneCycleLR,
+}
 LINE = {"model": "linear", "loss": "l1", "optimizer": "sgd", "lr": 0.01}
-LINE |= {"ratios": (0.8, 0.2), "batch_size": None}
-TABLE = {"model": "mlp", "optimizer": "adam", "lr": 0.001}
-TABLE |= {"ratios": (0.7, 0.15, 0.15), "batch_size": 32}
+LINE |= {"ratios": (0.8, 0.2)}
+TABLE = {"model": "mlp", "optimizer": "adam", "lr": 0.001, "batch_size": 32}
+TABLE |= {"ratios": (0.7, 0.15, 0.15), "patience": 20}
+PARTS = {1: "train", 2: "val", 3: "test"}  # what the last of so many parts is called
 
 
-class _Command(click.Group):
-    """Turns errors into one line and an exit code: 1 failed, 130 interrupted."""
+class _Group(click.Group):
+    """Turns a user's mistake into one line and exit code 1, Ctrl-C into 130."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (
-            ValueError,
-            OSError,
-            ArithmeticError,
-            ImportError,
-            RuntimeError,
-        ) as error:
-            if isinstance(error, click.exceptions.Exit | BrokenPipeError):
-                raise
-            text = str(error).strip().split("\n")[0]
-            raise click.ClickException(text or type(error).__name__) from error
+        except click.exceptions.Exit:
+            raise
+        except (ValueError, TypeError, OSError, ImportError, ArithmeticError) as error:
+            raise click.ClickException(str(error).split("\n")[0]) from error
+        except RuntimeError as error:  # torch's, of a model that does not fit the data
+            raise click.ClickException(str(error).split("\n")[0]) from error
         except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
             ctx.exit(130)
 
 
-@click.group(cls=_Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
-    """Train a PyTorch model on the tutorial's line or on a table of your own."""
+    """Train a PyTorch model on the tutorial's line, or on a table of your own."""
 
 
-def _numbers(kind: type) -> Callable:
+def _list(kind: type) -> Callable:
     """A click callback that reads 64,64 as a tuple of that kind."""
 
-    def read(ctx: click.Context, option: click.Parameter, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
+    def read(ctx: click.Context, option: click.Parameter, text: str | None) -> Any:
         try:
-            return tuple(kind(part) for part in value.split(",") if part)
+            return text and tuple(kind(part) for part in text.split(","))
         except ValueError:
-            what = f"must be numbers such as 64,64, got {value!r}"
+            what = f"must be numbers with commas between, got {text!r}"
             raise click.BadParameter(what, ctx, option) from None
 
     return read
 
 
-_positive = click.FloatRange(min=0, min_open=True)
-_count = click.IntRange(min=1)
+_count, _positive = click.IntRange(min=1), click.FloatRange(min=0, min_open=True)
+_natural, _path = click.IntRange(min=0), click.Path()
 
 
 @main.command("fit")
-@click.option("--data", type=click.Path(), help="A .csv with a header, or an .npz.")
-@click.option("--target", help="The column, or the array of an .npz, to predict.")
+@click.option("--data", type=_path, help="A .csv with a header, or an .npz.")
+@click.option("--target", help="The column, or array of the .npz, to predict.")
 @click.option("--task", type=click.Choice(["regression", "classification"]))
 @click.option("--model", help="linear, mlp, or MODULE:FUNCTION(inputs, outputs).")
-@click.option("--hidden", default="64,64", callback=_numbers(int), help="Of the mlp.")
-@click.option("--epochs", type=_count, default=100, help="In all, with --resume too.")
-@click.option("--batch-size", type=_count, help="Default: 32; for the line, all rows.")
+@click.option("--hidden", default="64,64", callback=_list(int), show_default=True)
+@click.option("--epochs", type=_count, default=100, help="In all, after --resume too.")
+@click.option("--batch-size", type=_count, help="Default: 32; all rows for the line.")
 @click.option("--loss", type=click.Choice(list(LOSSES)))
 @click.option("--optimizer", type=click.Choice(list(OPTIMIZERS)))
-@click.option("--lr", type=_positive, help="Learning rate.")
+@click.option("--lr", type=_positive, help="Default: 0.001; 0.01 for the line.")
 @click.option("--weight-decay", type=click.FloatRange(min=0), default=0.0)
-@click.option("--accumulate", type=_count, default=1, help="Pieces of a batch.")
+@click.option("--scheduler", metavar="NAME[:KEY=VALUE,...]", help=", ".join(SCHEDULERS))
+@click.option("--accumulate", type=_count, default=1, help="Pieces to eat a batch in.")
 @click.option("--clip", type=_positive, help="Largest norm of the gradient.")
-@click.option("--ratios", callback=_numbers(float), help="Such as 0.7,0.15,0.15.")
-@click.option("--seed", type=click.IntRange(min=0), default=42)
+@click.option("--amp", type=click.Choice(["bf16", "fp16"]), help="Mixed precision.")
+@click.option("--patience", type=_natural, help="Epochs without gain; 0: no limit.")
+@click.option("--min-delta", type=click.FloatRange(min=0), default=0.0)
+@click.option("--ratios", callback=_list(float), help="Such as 0.7,0.15,0.15.")
+@click.option("--seed", type=_natural, default=42, show_default=True)
 @click.option("--device", default="auto", help="auto, cpu, cuda, mps ...")
-@click.option("--workers", type=click.IntRange(min=0), default=0)
-@click.option("--out", type=click.Path(file_okay=False), help="Default: runs/001 ...")
+@click.option("--workers", type=_natural, default=0)
+@click.option("--out", type=_path, help="Default: the next of runs/001, runs/002 ...")
 @click.option(
     "--resume", is_flag=True, help="Go on with the run in --out, or the last."
 )
 @click.option("--overwrite", is_flag=True, help="Start anew in a used --out.")
+@click.option("--save-every", type=_count, metavar="STEPS", help="Within epochs too.")
 @click.option("--plot/--no-plot", default=None, help="Default: if matplotlib is there.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 @click.pass_context
 def _fit_command(ctx: click.Context, **options: Any) -> None:
     """Train, and leave last.pt, best.pt, history.csv, config.json in a run folder."""
-    given = {
-        name: value
-        for name, value in options.items()
-        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
-    }
     folder = _run_folder(options["out"], options["resume"])
-    last = folder / "last.pt"
-    if options["resume"] and last.exists():
-        config = _resumed(read_checkpoint(last)["config"], given)
-    else:
+    source = ctx.get_parameter_source
+    given = {o for o in options if source(o) is ParameterSource.COMMANDLINE}
+    if options["data"]:
+        options["data"] = str(Path(options["data"]).resolve())
+    if not (folder / "last.pt").exists():
         config = _defaults(options)
-        if last.exists() and not options["overwrite"]:
-            raise click.UsageError(
-                f"{folder} holds a run: go on with --resume, start anew with "
-                "--overwrite, or name another folder with --out"
-            )
+    elif options["resume"]:
+        config = _resumed(options, given, read_checkpoint(folder / "last.pt")["config"])
+    elif options["overwrite"]:
+        config = _defaults(options)
+        for name in ("last.pt", "best.pt"):
+            (folder / name).unlink(missing_ok=True)
+    else:
+        raise click.UsageError(
+            f"{folder} holds a run: go on with --resume, start anew with --overwrite, "
+            "or name another folder with --out"
+        )
     _fit(config, folder, options)
 
 
@@ -1497,76 +1521,66 @@ def _run_folder(out: str | None, resume: bool) -> Path:
     return Path("runs") / f"{max(taken, default=0) + (not (resume and taken)):03}"
 
 
-def _resumed(config: dict, given: dict) -> dict:
-    """The run's own config, but for what may change on the way."""
-    free = {"epochs", "device", "workers", "out", "resume", "plot", "quiet"}
-    for name, value in given.items():
-        if name not in free and value != config[name]:
-            raise click.UsageError(
-                f"--{name.replace('_', '-')} must stay {config[name]} on a resume, "
-                f"got {value}"
-            )
-    return config | {name: given[name] for name in given if name in config}
-
-
 def _defaults(options: dict) -> dict:
     """The options that make a run, with the defaults of the line or of a table."""
+    if options["data"] and not options["target"]:
+        raise click.UsageError("--data needs --target, the name of what to predict")
     aside = {"out", "resume", "overwrite", "plot", "quiet"}
-    config = {name: value for name, value in options.items() if name not in aside}
-    defaults = TABLE if config["data"] else LINE
-    config |= {name: v for name, v in defaults.items() if config[name] is None}
-    if config["data"] and not config["target"]:
-        raise click.UsageError("--target must name what to predict in --data")
-    if config["data"]:
-        config["data"] = str(Path(config["data"]).resolve())
-    if config["loss"] in ("cross_entropy", "bce"):
-        config["task"] = config["task"] or "classification"
-    return config
+    defaults = TABLE if options["data"] else LINE
+    config = {name: v for name, v in options.items() if name not in aside}
+    return config | {name: v for name, v in defaults.items() if config[name] is None}
+
+
+def _resumed(options: dict, given: set[str], config: dict) -> dict:
+    """The options of the saved run, but for those that may change on the way."""
+    free = {"epochs", "patience", "min_delta", "device", "workers", "save_every"}
+    for name in sorted(given & config.keys() - free):
+        if options[name] != config[name]:
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} must stay {config[name]} in a resumed "
+                f"run, got {options[name]}"
+            )
+    return config | {name: options[name] for name in given & free}
 
 
 def _tables(config: dict) -> tuple[list[Batch], dict]:
-    """The parts (train, val, test) of the run's data, and what was found in it."""
+    """The parts (train, val, test) of a run's data, and the config with its facts."""
     if not config["data"]:
-        shape = {"task": "regression", "shape": (1,), "outputs": 1}
-        return list(split(make_data(), ratios=config["ratios"])), config | shape
-    known = {name: config[name] for name in ("columns", "classes") if name in config}
-    table = read_table(
-        config["data"], target=config["target"], task=config["task"], **known
-    )
-    if config["task"] == "regression" and table.classes:
-        raise ValueError(f"{config['target']} is text: it takes --task classification")
-    task = "classification" if table.classes else "regression"
+        facts: dict = {"shape": (1,), "outputs": 1}
+        return list(split(make_data(), ratios=config["ratios"])), config | facts
+    table = _read_like(config, config["data"], config["target"])
+    kind = "classification" if table.classes else "regression"
     loss = config["loss"] or ("cross_entropy" if table.classes else "mse")
-    outputs = 1 if loss == "bce" else len(table.classes) or table.y.shape[1]
+    outputs = 1 if loss == "bce" else len(table.classes) or math.prod(table.y.shape[1:])
     if (loss in ("cross_entropy", "bce")) != bool(table.classes):
-        raise ValueError(f"--loss {loss} does not go with a {task}")
-    if loss == "bce" and len(table.classes) > 2:
+        raise ValueError(f"--loss {loss} does not go with a {kind}")
+    if loss == "bce" and len(table.classes) != 2:
         raise ValueError(f"--loss bce takes 2 classes, got {len(table.classes)}")
-    config = config | {
-        "task": task,
-        "loss": loss,
-        "columns": table.columns,
-        "classes": table.classes,
-        "shape": tuple(table.X.shape[1:]),
-        "outputs": outputs,
-    }
+    facts = {"task": kind, "loss": loss, "columns": table.columns}
+    facts |= {"classes": table.classes, "shape": tuple(table.X.shape[1:])}
     data, seed = (table.X, table.y), config["seed"]
-    return list(split(data, ratios=config["ratios"], seed=seed)), config
+    labels = table.y if table.classes else None
+    parts = split(data, ratios=config["ratios"], seed=seed, stratify=labels)
+    return list(parts), config | facts | {"outputs": outputs}
 
 
-def _model(config: dict, rows: Batch | None = None) -> nn.Module:
+def _read_like(config: Mapping, path: str, target: str | None) -> Any:
+    """Read a file as the run's own was read, where it was."""
+    names = {"columns": config.get("columns", ()), "classes": config.get("classes", ())}
+    return read_table(path, target=target, task=config["task"], **names)
+
+
+def _model(config: Mapping, rows: Batch | None = None) -> nn.Module:
     """The model of a config, standardised by the rows; without, by a checkpoint."""
     torch.manual_seed(config["seed"])
-    shape, outputs = config["shape"], config["outputs"]
-    widths = [math.prod(shape), *(config["hidden"] if config["model"] == "mlp" else ())]
+    shape, outputs, name = config["shape"], config["outputs"], config["model"]
+    widths = [math.prod(shape), *(config["hidden"] if name == "mlp" else ()), outputs]
     layers: list[nn.Module] = [nn.Flatten()] if len(shape) > 1 else []
-    for a, b in pairwise(widths):
-        layers += [nn.Linear(a, b), nn.ReLU()]
-    layers.append(nn.Linear(widths[-1], outputs))
-    if ":" in config["model"]:
-        layers = [
-            _import(config["model"])(shape if len(shape) > 1 else shape[0], outputs)
-        ]
+    for inputs, width in pairwise(widths):
+        layers += [nn.Linear(inputs, width), nn.ReLU()]
+    layers.pop()
+    if name not in ("linear", "mlp"):
+        layers = [_import(name)(shape if len(shape) > 1 else shape[0], outputs)]
     if config["data"]:
         X, y = rows or (torch.zeros(1, *shape), torch.zeros(1, outputs))
         layers.insert(0, Standardize(X))
@@ -1577,31 +1591,51 @@ def _model(config: dict, rows: Batch | None = None) -> nn.Module:
 
 def _import(name: str) -> Callable:
     """What MODULE:FUNCTION names, looked for in the working folder too."""
-    module, function = name.split(":")
+    module, _, function = name.partition(":")
     sys.path.insert(0, os.getcwd())
     try:
         return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"--model {name} could not be imported: {error}") from error
+    except (ImportError, AttributeError, ValueError) as error:
+        what = f"--model must be linear, mlp or MODULE:FUNCTION, got {name} ({error})"
+        raise ValueError(what) from error
     finally:
         sys.path.pop(0)
 
 
-def _loss(config: dict, model: nn.Module) -> LossFn:
-    """The loss of a config; of a table's regression, in the target's standard deviations."""
-    loss = LOSSES[config["loss"]]
-    last = list(model.children())[-1:]
-    if not (last and isinstance(last[0], Standardize)):
+def _loss(config: Mapping, model: nn.Module) -> LossFn:
+    """The loss of a config; a table's regression in standard deviations of the target."""
+    loss, last = LOSSES[config["loss"]], list(model.modules())[-1]
+    if not isinstance(last, Standardize):
         return loss
-    std = last[0].std
-    return lambda prediction, target: loss(prediction / std, target / std)
+    return lambda prediction, y: loss(prediction / last.std, y / last.std)
+
+
+def _scheduler(config: Mapping, optimizer: torch.optim.Optimizer, steps: int) -> Any:
+    """The scheduler that NAME[:KEY=VALUE,...] says, over the tutorial's parameters."""
+    if not config["scheduler"]:
+        return None
+    name, _, text = config["scheduler"].partition(":")
+    usual = {
+        "step": {"step_size": 30, "gamma": 0.1},
+        "cosine": {"T_max": config["epochs"]},
+        "plateau": {"factor": 0.1, "patience": 10},
+        "onecycle": {"max_lr": config["lr"], "total_steps": steps},
+    }
+    try:
+        pairs = (part.split("=") for part in text.split(",") if part)
+        options = usual[name] | {key: json.loads(value) for key, value in pairs}
+        return SCHEDULERS[name](optimizer, **options)
+    except (KeyError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"--scheduler must be NAME or NAME:KEY=VALUE,... with NAME one of "
+            f"{', '.join(usual)}, got {config['scheduler']} ({error})"
+        ) from error
 
 
 def _pick_device(name: str) -> torch.device:
     if name == "auto":
-        name = "cpu"
-        if torch.accelerator.is_available():
-            name = torch.accelerator.current_accelerator().type
+        best = torch.accelerator.current_accelerator(check_available=True)
+        name = best.type if best else "cpu"
     try:
         return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError) as error:
@@ -1610,95 +1644,91 @@ def _pick_device(name: str) -> torch.device:
 
 
 def _fit(config: dict, folder: Path, options: dict) -> None:
-    """Train as the config says, in the folder, and print how it went."""
-    say = (lambda *text: None) if options["quiet"] else click.echo
+    """Train as the config says, in the folder, and print how it goes."""
     parts, config = _tables(config)
-    model = _model(config, parts[0]).to(_pick_device(options["device"]))
-    optimizer = OPTIMIZERS[config["optimizer"]](
-        model.parameters(), lr=config["lr"], weight_decay=config["weight_decay"]
+    load = partial(make_loader, seed=config["seed"], workers=config["workers"])
+    train = load(
+        parts[0], batch_size=config["batch_size"], shuffle=bool(config["data"])
     )
-    state = make_state(model, optimizer)
-    if options["resume"] and (folder / "last.pt").exists():
+    val = make_loader(parts[1], batch_size=4096) if len(parts) > 1 else None
+    bare = _model(config, parts[0]).to(_pick_device(config["device"]))
+    optimizer = OPTIMIZERS[config["optimizer"]](
+        bare.parameters(), lr=config["lr"], weight_decay=config["weight_decay"]
+    )
+    scheduler = _scheduler(config, optimizer, config["epochs"] * len(train))
+    model = amp(bare, config["amp"]) if config["amp"] else bare
+    state = make_state(model, optimizer, scheduler=scheduler)
+    if (folder / "last.pt").exists():
         state = load_checkpoint(state, folder / "last.pt")
-        say(f"{folder}: going on after epoch {len(state.history)}")
-    else:
-        for name in ("last.pt", "best.pt"):
-            (folder / name).unlink(missing_ok=True)
     state = state._replace(config=config)
     text = json.dumps(config, indent=2) + "\n"
     _write(folder / "config.json", lambda file: file.write(text.encode()))
-    load = partial(make_loader, seed=config["seed"], workers=options["workers"])
-    shuffle = bool(config["data"])
-    train = load(parts[0], batch_size=config["batch_size"], shuffle=shuffle)
-    val = make_loader(parts[1], batch_size=4096) if len(parts) > 1 else None
     step = partial(train_step, accumulate=config["accumulate"], clip=config["clip"])
-
-    def on_epoch(state: State) -> None:
-        _write(folder / "history.csv", lambda file: file.write(_csv(state.history)))
-        show(state)
-
+    stop = partial(
+        early_stopping,
+        patience=config["patience"] or sys.maxsize,
+        min_delta=config["min_delta"],
+        key="val_loss" if val else "train_loss",
+    )
     try:
-        with _progress(state, len(train), config["epochs"], options["quiet"]) as bar:
-            counted, show = bar
+        with _progress(state, len(train), folder, options["quiet"]) as (count, watch):
             state = fit(
                 state,
                 train,
                 val,
-                loss_fn=_loss(config, model),
+                loss_fn=_loss(config, bare),
                 epochs=config["epochs"],
                 metrics=metrics if config["data"] else None,
-                step=counted(step),
+                step=count(step),
                 seed=config["seed"],
-                on_epoch=on_epoch,
+                stop=stop,
+                on_epoch=watch,
                 checkpoint=folder,
+                save_every=config["save_every"],
             )
     except (KeyboardInterrupt, SystemExit):
         if (folder / "last.pt").exists():
             go_on = f"python -m kit fit --out {folder} --resume"
-            click.echo(f"interrupted; saved, go on with: {go_on}", err=True)
+            click.echo(f"\ninterrupted and saved; go on with: {go_on}", err=True)
         raise
-    _report(state, parts, folder, say)
+    if not options["quiet"]:
+        click.echo(_report(state, bare, parts, folder))
     if options["plot"] is not False:
         with nullcontext() if options["plot"] else suppress(ImportError):
             plot_history(state.history).savefig(folder / "curves.png")
-            say(f"curves     {folder / 'curves.png'}")
 
 
 @contextmanager
-def _progress(state: State, steps: int, epochs: int, quiet: bool) -> Iterator[tuple]:
-    """(a wrap for the step, an on_epoch): a bar on a terminal, else lines, or nothing."""
-    every = max(1, epochs // 10)
+def _progress(state: State, steps: int, folder: Path, quiet: bool) -> Iterator[tuple]:
+    """A wrap for the step and an on_epoch, which write history.csv and show the run.
 
-    def text(state: State) -> str:
-        losses = {k: v for k, v in state.history[-1].items() if k.endswith("loss")}
-        shown = "  ".join(f"{key} {value:.6f}" for key, value in losses.items())
-        return f"epoch {len(state.history)}/{epochs}  {shown}"
+    On a terminal that is a bar over all steps, else a line for every tenth of the run.
+    """
+    epochs = state.config["epochs"]
+    terminal = sys.stdout.isatty() and not quiet
+    bar = click.progressbar(length=epochs * steps, hidden=not terminal)
 
-    def line(state: State) -> None:
-        if not quiet and len(state.history) % every == 0:
-            click.echo(text(state))
+    def count(step: Callable) -> Callable:
+        def counted(*args: Any, **options: Any) -> Any:
+            bar.update(1)
+            return step(*args, **options)
 
-    if quiet or not sys.stdout.isatty():
-        yield (lambda step: step), line
-        return
-    with click.progressbar(length=epochs * steps, label="epoch 0") as bar:
+        return counted if terminal else step
+
+    def watch(state: State) -> None:
+        _write(folder / "history.csv", lambda file: file.write(_csv(state.history)))
+        done, row = len(state.history), state.history[-1]
+        losses = [f"{k} {v:.4g}" for k, v in row.items() if k.endswith("loss")]
+        bar.label = "  ".join([f"epoch {done}/{epochs}", *losses])
+        if not quiet and not terminal and done % max(1, epochs // 10) == 0:
+            click.echo(bar.label)
+
+    with bar:
         bar.update(state.step)
-
-        def counted(step: Callable) -> Callable:
-            def call(*args: Any, **kwargs: Any) -> Any:
-                result = step(*args, **kwargs)
-                bar.update(1)
-                return result
-
-            return call
-
-        def label(state: State) -> None:
-            bar.label = text(state)
-
-        yield counted, label
+        yield count, watch
 
 
-def _csv(rows: Sequence[dict]) -> bytes:
+def _csv(rows: Sequence[Mapping]) -> bytes:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(chain(*rows))))
     writer.writeheader()
@@ -1706,82 +1736,79 @@ def _csv(rows: Sequence[dict]) -> bytes:
     return text.getvalue().encode()
 
 
-def _report(state: State, parts: list[Batch], folder: Path, say: Callable) -> None:
-    """Print the history, the learned line, the scores on the last part, the files."""
-    history, config, model = state.history, state.config, state.model
-    shown = {round(i * (len(history) - 1) / 9) for i in range(10)}
-    rows = [row for i, row in enumerate(history) if i in shown]
-    say("\n" + tabulate(rows, headers="keys", floatfmt=".4g"))
+def _report(state: State, model: nn.Module, parts: list[Batch], folder: Path) -> str:
+    """The history, the learned line, the scores of the last part, and where it all is."""
+    history, config = state.history, state.config
+    shown = sorted({round(i * (len(history) - 1) / 9) for i in range(10)})
+    tables = [tabulate([history[i] for i in shown], headers="keys", floatfmt=".4g")]
     if not config["data"] and config["model"] == "linear":
-        learned = [
-            ("weight", model.weight.item(), 0.7),
-            ("bias", model.bias.item(), 0.3),
-        ]
-        say("\n" + tabulate(learned, ["", "learned", "true"], floatfmt=".4f"))
-    part, what = ("train", "val", "test")[len(parts) - 1], "the last epoch"
-    if len(parts) == 3:  # val has chosen, test has seen nothing
-        model, what = (
-            _open(folder / "best.pt")[0],
+        learned = zip(
+            ("weight", "bias"), (p.item() for p in model.parameters()), (0.7, 0.3)
+        )
+        tables.append(tabulate(learned, ["", "learned", "true"], floatfmt=".4f"))
+    which = "weights of the last epoch"
+    if len(parts) == 3:  # val has chosen the epoch, test has seen nothing
+        device, which = (
+            _device(state.optimizer),
             f"epoch {_best(history, 'val_loss', 0)}",
         )
-        model.to(_device(state.optimizer))
+        model = _open(folder / "best.pt")[0].to(device)
     scores = _scores(model, config, parts[-1])
-    say("\n" + tabulate(scores.items(), [part, f"weights of {what}"], floatfmt=".4g"))
-    say(f"\nwritten to {folder}: last.pt, best.pt, history.csv, config.json")
+    tables.append(tabulate(scores.items(), [PARTS[len(parts)], which], floatfmt=".4g"))
+    tables.append(f"{folder}: last.pt, best.pt, history.csv, config.json")
+    return "\n" + "\n\n".join(tables)
 
 
-def _scores(model: nn.Module, config: dict, part: Batch) -> Row:
-    loader = make_loader(part, batch_size=4096)
-    return evaluate(model, loader, loss_fn=_loss(config, model), metrics=metrics)
+def _scores(model: nn.Module, config: Mapping, part: Batch) -> Row:
+    loader, loss_fn = make_loader(part, batch_size=4096), _loss(config, model)
+    return evaluate(model, loader, loss_fn=loss_fn, metrics=metrics)
 
 
-def _open(path: str, device: str = "cpu") -> tuple[nn.Module, dict]:
-    """The model of a checkpoint of `kit fit`, with its weights, and its config."""
+def _open(path: str | Path) -> tuple[nn.Module, dict]:
+    """The model of a checkpoint that `kit fit` wrote, with its weights, and its config."""
     content = read_checkpoint(path)
     config = content["config"]
-    if "model" not in config:
-        raise ValueError(
-            f"{path} was not written by kit fit: it does not say its model"
-        )
+    if "outputs" not in config:
+        raise ValueError(f"{path} was not written by kit fit, so its model is unknown")
     model = _model(config)
     _check_model(model, content["model"], Path(path).name)
     model.load_state_dict(content["model"])
-    return model.eval(), config
+    return model, config | {"history": content["history"]}
 
 
 @main.command("evaluate")
-@click.argument("checkpoint", type=click.Path())
-@click.option("--data", type=click.Path(), help="Default: the run's own test part.")
+@click.argument("checkpoint", type=_path)
+@click.option("--data", type=_path, help="Default: the last part of the run's own.")
 def _evaluate_command(checkpoint: str, data: str | None) -> None:
     """Print the loss and the metrics of a checkpoint."""
     model, config = _open(checkpoint)
+    if data and not config["data"]:
+        raise ValueError(f"{checkpoint} is of the tutorial's line: leave --data out")
     if data:
         table = _read_like(config, data, config["target"])
         part, name = (table.X, table.y), Path(data).name
     else:
         parts, _ = _tables(config)
-        part, name = parts[-1], ("train", "val", "test")[len(parts) - 1]
+        part, name = parts[-1], PARTS[len(parts)]
     scores = _scores(model, config, part)
     click.echo(tabulate(scores.items(), [name, f"{len(part[0])} rows"], floatfmt=".4g"))
 
 
 @main.command("predict")
-@click.argument("checkpoint", type=click.Path())
-@click.option("--data", type=click.Path(), required=True, help="The columns by name.")
-@click.option("--output", type=click.Path(), help="A .csv.  [default: print it]")
+@click.argument("checkpoint", type=_path)
+@click.option("--data", type=_path, required=True, help="A file with its columns.")
+@click.option("--output", type=_path, help="A .csv.  [default: print it]")
 def _predict_command(checkpoint: str, data: str, output: str | None) -> None:
     """Predict the rows of a file, which need not have the target."""
     model, config = _open(checkpoint)
-    table = _read_like(config, data, None)
+    table = _read_like(config | {"columns": config.get("columns", ("x",))}, data, None)
     outputs = predict(model, make_loader((table.X,), batch_size=4096))
     if classes := config.get("classes"):
-        if outputs.shape[1] == 1:
-            outputs = torch.cat([-outputs, outputs], 1) / 2
-        shares = outputs.softmax(1).tolist()
+        logits = F.pad(outputs, (1, 0)) if outputs.shape[1] == 1 else outputs
         rows = [
-            {"prediction": classes[max(range(len(p)), key=p.__getitem__)]}
-            | {f"p_{name}": share for name, share in zip(classes, p)}
-            for p in shares
+            {"prediction": classes[row.argmax()]}
+            | {f"p_{name}": p for name, p in zip(classes, row.tolist())}
+            for row in logits.softmax(1)
         ]
     else:
         rows = [{"prediction": value} for value in outputs[:, 0].tolist()]
@@ -1791,21 +1818,15 @@ def _predict_command(checkpoint: str, data: str, output: str | None) -> None:
         click.echo(_csv(rows), nl=False)
 
 
-def _read_like(config: dict, data: str, target: str | None) -> Table:
-    """Read another file as the run's own was read."""
-    names = {"columns": config.get("columns", ()), "classes": config.get("classes", ())}
-    return read_table(data, target=target, task=config["task"], **names)
-
-
 @main.command("summary")
-@click.argument("checkpoint", type=click.Path())
+@click.argument("checkpoint", type=_path)
 def _summary_command(checkpoint: str) -> None:
-    """Print a checkpoint's parameters, how they were trained and how well."""
+    """Print a checkpoint's parameters, how they were trained, and how well."""
     model, config = _open(checkpoint)
-    history = read_checkpoint(checkpoint)["history"]
+    history = config.pop("history")
+    made = [(k, v) for k, v in config.items() if v not in (None, (), "")]
     click.echo(summary(model))
-    chosen = {k: v for k, v in config.items() if k in TABLE or k in ("loss", "target")}
-    click.echo("\n" + tabulate(chosen.items()))
+    click.echo("\n" + tabulate(made))
     click.echo("\n" + tabulate(history[-1:], headers="keys", floatfmt=".4g"))
 
 
