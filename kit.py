@@ -605,8 +605,8 @@ def train_step(
             if p.grad is not None:
                 p.grad.mul_(share)
     if clip is not None:
-        by_norm = partial(nn.utils.clip_grad_norm_, max_norm=clip)
-        norm = (clip if callable(clip) else by_norm)(_parameters(optimizer))
+        ps = _parameters(optimizer)
+        norm = clip(ps) if callable(clip) else nn.utils.clip_grad_norm_(ps, clip)
         if norm is not None:
             sums["grad_norm"] = _wide(norm) * weight
     scale = scaler.get_scale()
@@ -749,6 +749,8 @@ def _means(sums: Sums, prefix: str = "") -> Row:
 # ---------------------------------------------------------------- 5 checkpoint
 
 FORMAT = 1  # of the checkpoint files that this kit writes
+_DAMAGE = (zipfile.BadZipFile, struct.error, ArithmeticError, EOFError, LookupError)
+_DAMAGE += (OSError, RuntimeError, ValueError)  # what reading a damaged file may raise
 
 
 def save_checkpoint(state: State, path: str | Path) -> Path:
@@ -821,18 +823,19 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Every byte is checked against the file's checksums, and only plain types are read.
     Raises ValueError in one line for anything else than a whole checkpoint.
     """
-    path = Path(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if damaged := archive.testzip():
+    with open(path, "rb") as file:
+        try:
+            if damaged := zipfile.ZipFile(file).testzip():
                 raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise ValueError(
-            f"{path} holds more than plain types, which could run code: not loaded"
-        ) from None
-    except (zipfile.BadZipFile, RuntimeError, EOFError, struct.error) as error:
-        raise ValueError(f"{path} is damaged or no checkpoint: {error}") from None
+            file.seek(0)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            raise ValueError(
+                f"{path} holds more than plain types, which could run code: not loaded"
+            ) from None
+        except _DAMAGE as error:
+            reason = str(error).split("\n")[0] or type(error).__name__
+            raise ValueError(f"{path} is damaged or no checkpoint: {reason}") from None
     if not isinstance(content, dict) or "format" not in content:
         raise ValueError(f"{path} is no checkpoint of kit")
     if content["format"] > FORMAT:
