@@ -47,7 +47,6 @@ from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from itertools import chain, islice, pairwise
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import click
@@ -463,10 +462,10 @@ class State(NamedTuple):
     scheduler: Any = None  # any of torch.optim.lr_scheduler
     scaler: torch.amp.GradScaler = torch.amp.GradScaler("cpu", enabled=False)
     step: int = 0  # batches eaten
-    sums: Mapping[str, Any] = MappingProxyType({})  # of the running epoch
+    sums: Sums = {}  # of the running epoch  # noqa: RUF012
     history: tuple[Row, ...] = ()  # a row for each finished epoch
     per_step: bool = False  # whether the scheduler advances by step, not by epoch
-    config: Mapping[str, Any] = MappingProxyType({})  # plain values; yours to fill
+    config: dict[str, Any] = {}  # plain values; yours to fill  # noqa: RUF012
 
 
 def make_state(
@@ -500,7 +499,7 @@ def make_state(
         isinstance(m, _Amp) and m.dtype == torch.float16 for m in model.modules()
     )
     scaler = torch.amp.GradScaler(_device(optimizer).type, enabled=fp16)
-    return State(model, optimizer, scheduler, scaler, per_step=per_step)
+    return State(model, optimizer, scheduler, scaler, per_step=per_step, config={})
 
 
 def _device(optimizer: torch.optim.Optimizer) -> torch.device:
@@ -777,9 +776,9 @@ def save_checkpoint(state: State, path: str | Path) -> Path:
         "kinds": _kinds(state),
         "scaler": state.scaler.state_dict(),
         "step": state.step,
-        "sums": dict(state.sums),
+        "sums": state.sums,
         "history": list(state.history),
-        "config": dict(state.config),
+        "config": state.config,
     }
     content = _plain(content, "state")
     return _write(Path(path), lambda file: torch.save(content, file))

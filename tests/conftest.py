@@ -22,15 +22,19 @@ def child(tmp_path):
     """Start a Python process that finds kit.py: child("-m", "kit", "fit")."""
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
-    def start(*arguments, **options):
-        return subprocess.Popen(
-            [sys.executable, "-W", "error", *map(str, arguments)],
-            **{"cwd": tmp_path, "env": env, "text": True}
-            | {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-            | options,
-        )
+    started = []
 
-    return start
+    def start(*arguments, **options):
+        command = [sys.executable, "-W", "error", *map(str, arguments)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        process = subprocess.Popen(command, cwd=tmp_path, env=env, **pipes | options)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def plain(value):
