@@ -105,8 +105,11 @@ def make_data(
     """
     _at_least("n", n, 1)
     X = torch.arange(n)[:, None] / n
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    return X, weight * X + bias + noise * torch.randn(X.shape, generator=generator)
+    y = weight * X + bias
+    if noise:
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        y += noise * torch.randn(X.shape, generator=generator)
+    return X, y
 
 
 class Table(NamedTuple):
@@ -297,7 +300,7 @@ def split(
         order = torch.arange(n) if order is None else order
         _, at, counts = stratify[order].unique(return_inverse=True, return_counts=True)
         nth = F.one_hot(at).cumsum(0).gather(1, at[:, None])[:, 0]
-        order = order[(nth / counts[at]).argsort(stable=True)]
+        order = order[((nth - 0.5) / counts[at]).argsort(stable=True)]
     if isinstance(data, Dataset):
         rows = torch.arange(n) if order is None else order
         return tuple(Subset(data, part.tolist()) for part in rows.split(sizes))
@@ -583,22 +586,21 @@ def train_step(
     model, optimizer, scaler = state.model, state.optimizer, state.scaler
     _at_least("accumulate", accumulate, 1)
     batch = _to(_device(optimizer), batch)
-    n = len(batch[1])
-    loss: Any = None
+    n, pair = len(batch[1]), False
     total: Any = 0.0
     weight: Any = 0
     optimizer.zero_grad()
     for inputs, targets in _pieces(batch, accumulate):
         loss = loss_fn(model(inputs), targets)
-        if isinstance(loss, tuple):
-            part, count = loss[0] / n, loss[1]
-        else:
-            part, count = loss * (len(targets) / n), len(targets)
+        pair = isinstance(loss, tuple)
+        part, count = loss if pair else (loss, len(targets))
+        share = (1 if pair else count) / n
+        part = part if share == 1 else part * share
         scaler.scale(part).backward()
         total, weight = total + _wide(part), weight + count
     scaler.unscale_(optimizer)
     sums = {"loss": total * n, "weight": weight}
-    if isinstance(loss, tuple):  # the gradient so far is that of total / n
+    if pair:  # the gradient so far is that of total / n
         share = n / torch.as_tensor(weight).clamp(min=1e-12)
         for p in _parameters(optimizer):
             if p.grad is not None:
@@ -679,7 +681,7 @@ def evaluate(
 
     >>> row = evaluate(nn.Identity(), [make_data()], loss_fn=F.l1_loss, metrics=metrics)
     >>> round(row["loss"], 3), round(row["r2"], 3)
-    (0.153, 0.684)
+    (0.153, 0.243)
     """
     sums: Sums = {}
     outputs = []
@@ -748,8 +750,16 @@ def _means(sums: Sums, prefix: str = "") -> Row:
 # ---------------------------------------------------------------- 5 checkpoint
 
 FORMAT = 1  # of the checkpoint files that this kit writes
-_DAMAGE = (zipfile.BadZipFile, struct.error, ArithmeticError, EOFError, LookupError)
-_DAMAGE += (OSError, RuntimeError, ValueError)  # what reading a damaged file may raise
+_DAMAGE = (  # what reading a damaged file may raise
+    zipfile.BadZipFile,
+    struct.error,
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    ValueError,
+)
 
 
 def save_checkpoint(state: State, path: str | Path) -> Path:
@@ -1355,30 +1365,26 @@ def plot_history(history: Sequence[Row]):
     """
     if not history:
         raise ValueError("history must have at least one row, got none")
-    aside = {"epoch", "step", "seconds"}
-    keys = [k for k in dict.fromkeys(chain(*history)) if k not in aside]
-    losses = [k for k in keys if k.endswith("loss")]
-    panels = [losses, [k for k in keys if k not in (*losses, "lr")], ["lr"]]
-    panels = [panel for panel in panels if panel and set(panel) <= set(keys)]
+    columns = {key: [row.get(key, math.nan) for row in history] for key in history[0]}
+    losses = {key: v for key, v in columns.items() if key.endswith("loss")}
+    aside = {"epoch", "step", "seconds", "lr", *losses}
+    scores = {key: v for key, v in columns.items() if key not in aside}
+    rate = {"lr": columns["lr"]} if len(set(columns.get("lr", []))) > 1 else {}
+    panels = [panel for panel in (losses, scores, rate) if panel]
     figure = _figure(10, 3 + 2 * len(panels))
-    heights = [2] + [1] * (len(panels) - 1)
-    grid = figure.subplots(
-        len(panels), squeeze=False, sharex=True, gridspec_kw={"height_ratios": heights}
-    )
-    epochs = [row["epoch"] for row in history]
-    for axes, panel in zip(grid[:, 0], panels):
-        for key in panel:
-            axes.plot(epochs, [row.get(key, math.nan) for row in history], label=key)
-        values = [row[k] for row in history for k in panel if row.get(k, 0) > 0]
-        if panel is not panels[1:2] and values and max(values) > 20 * min(values):
+    best = _best(history, "val_loss" if "val_loss" in losses else "train_loss", 0.0)
+    grid = figure.subplots(len(panels), squeeze=False, sharex=True)[:, 0]
+    for axes, panel in zip(grid, panels):
+        for key, values in panel.items():
+            axes.plot(columns["epoch"], values, label=key)
+        known = [v for values in panel.values() for v in values if v > 0]
+        if panel is not scores and known and max(known) > 20 * min(known):
             axes.set_yscale("log")
+        if best >= 0:
+            label = f"best epoch, {columns['epoch'][best]}"
+            axes.axvline(columns["epoch"][best], color="gray", ls=":", label=label)
         axes.legend(frameon=False)
-    best = _best(history, "val_loss" if "val_loss" in keys else "train_loss", 0.0)
-    if best >= 0:
-        for axes in grid[:, 0]:
-            axes.axvline(epochs[best], color="gray", linestyle=":", linewidth=1)
-        grid[0, 0].set_title(f"best epoch: {best}", fontsize="medium")
-    grid[-1, 0].set_xlabel("epoch")
+    grid[-1].set_xlabel("epoch")
     return figure
 
 

@@ -1,0 +1,26 @@
+"""README's Python runs, in order, and prints what its comments say."""
+
+import re
+import runpy
+from pathlib import Path
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+def test_the_examples_print_what_they_say(capsys):
+    names, python = {}, blocks("python")
+    assert len(python) >= 3
+    for code in python:
+        Path("example.py").write_text(code)
+        names = runpy.run_path("example.py", names)
+        said = re.findall(r"^print\(.*\)  # (.*)$", code, re.MULTILINE)
+        assert capsys.readouterr().out.splitlines() == said
+
+
+def test_the_recipes_are_all_listed():
+    recipes = {p.name for p in (README.parent / "recipes").glob("*.py")}
+    assert recipes == set(re.findall(r"\(recipes/(\w+\.py)\)", README.read_text()))
