@@ -47,7 +47,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import click
 import numpy as np
@@ -82,6 +82,8 @@ Batch = tuple[Any, Tensor]  # inputs (N, ...) or a dict of such, targets (N, ...
 Sums = dict[str, Any]  # totals over samples, and "weight", which divides them
 Row = dict[str, float]  # one finished epoch
 LossFn = Callable[[Tensor, Tensor], Any]  # mean over samples, or (total, weight)
+
+FLOAT32_MAX = torch.finfo(torch.float32).max
 
 # ---------------------------------------------------------------------- 1 data
 
@@ -126,8 +128,8 @@ def read_table(
     *,
     target: str | None = None,
     task: str | None = None,
-    columns: Sequence[str] = (),
-    classes: Sequence[str] = (),
+    columns: tuple[str, ...] = (),
+    classes: tuple[str, ...] = (),
 ) -> Table:
     """Read a .csv (a header, numbers, the target by name) or an .npz (X, and target).
 
@@ -139,135 +141,168 @@ def read_table(
     """
     path = Path(path)
     readers = {".csv": _read_csv, ".npz": _read_npz}
-    if path.suffix not in readers:
+    if path.suffix.lower() not in readers:
         raise ValueError(f"data must be a .csv or .npz file, got {path.name}")
-    try:
-        read = readers[path.suffix]
-        X, labels, names = read(path, target, task, tuple(columns))
-    except (UnicodeDecodeError, csv.Error, zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(
-            f"{path.name} is damaged or no {path.suffix}: {error}"
-        ) from None
+    read = readers[path.suffix.lower()]
+    X, labels, columns = read(path, target, task, columns, classes)
     if not len(X):
         raise ValueError(f"{path.name} has no rows")
     if labels is None:
-        return Table(X, None, names)
+        return Table(X, None, columns)
     if task != "classification" and labels.dtype.kind in "fiu":
         y = torch.from_numpy(labels.astype(np.float32))
-        return Table(X, y if y.ndim > 1 else y[:, None], names)
-    known = sorted(map(str, classes or np.unique(labels)), key=_numbers_first)
-    if strange := set(map(str, np.unique(labels))) - set(known):
-        raise ValueError(
-            f"{path.name}: {target} is {min(strange)!r}, must be one of "
-            + ", ".join(known)
-        )
+        return Table(X, y if y.ndim > 1 else y[:, None], columns)
+    values, at = np.unique(labels.astype(str), return_inverse=True)
+    known = list(classes) or sorted(values.tolist(), key=_numbers_first)
+    if strange := set(values.tolist()) - set(known):
+        what = f"{target} must be one of {', '.join(known)}, got {min(strange)!r}"
+        raise ValueError(f"{path.name}: {what}")
     if len(known) < 2:
         raise ValueError(f"{path.name}: {target} has only one class, {known[0]!r}")
-    values, at = np.unique(labels, return_inverse=True)
-    number = np.array([known.index(str(value)) for value in values])
-    return Table(X, torch.from_numpy(number[at]), names, tuple(known))
+    number = np.array([known.index(value) for value in values.tolist()])
+    return Table(X, torch.from_numpy(number[at.ravel()]), columns, tuple(known))
+
+
+def _float(cell: str) -> float | None:
+    """The number in the cell, or None where that is text."""
+    try:
+        return float(cell)
+    except ValueError:
+        return None
+
+
+def _is_number(cell: str) -> bool:
+    value = _float(cell)
+    return value is not None and abs(value) <= FLOAT32_MAX
 
 
 def _numbers_first(name: str) -> tuple[float, str]:
     return (float(name) if _is_number(name) else math.inf), name
 
 
-def _is_number(cell: str) -> bool:
-    """Whether the cell is a finite float32."""
-    try:
-        return abs(float(cell)) <= torch.finfo(torch.float32).max
-    except ValueError:
-        return False
-
-
-def _read_csv(path, target, task, columns):
+def _read_csv(path, target, task, columns, classes):
     """X, the target's values (numbers, text or None) and the names of X's columns."""
     with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = csv.reader(file)
-        header = [name.strip() for name in next(rows, [])]
+        rows = _rows(path.name, file)
+        header = [" ".join(name.split()) for name in next(rows, ("", []))[1]]
         for i, name in enumerate(header):
             if not name or name in header[:i]:
                 what = f"{name!r} is there twice" if name else "the name is empty"
                 raise ValueError(f"{path.name} line 1, column {i + 1}: {what}")
         columns = columns or tuple(name for name in header if name != target)
-        wanted = [*columns, target] if target else columns
-        if missing := [name for name in wanted if name not in header]:
-            found = ", ".join(header[:20])
-            raise ValueError(f"{path.name} has no column {missing[0]!r}, only: {found}")
+        for name in (*columns, target or columns[0]):
+            if name not in header:
+                found = ", ".join(header[:20])
+                raise ValueError(f"{path.name} has no column {name!r}, only: {found}")
         if not columns:
             raise ValueError(f"{path.name} has no column beside {target!r}")
-        first = next(rows, [])
-        label = dict(zip(header, first)).get(target, "0")
-        text = task == "classification" or not (task or _is_number(label))
-        names: dict[str, int] = {}  # of the classes, numbered as they appear
-        cells = _cells(path, header, chain([first], rows), rows, wanted, text, names)
-        values = np.fromiter(cells, np.float32).reshape(-1, len(wanted))
+        where, first = next(rows, ("", []))
+        rows = chain([(where, first)] if first else [], rows)
+        text = target and first and task != "regression"
+        if text and task != "classification":
+            text = _float(first[header.index(target)]) is None
+        wanted = {name: header.index(name) for name in columns}
+        if target and not text:
+            wanted[target] = header.index(target)
+        label = (target, header.index(target)) if text else None
+        numbers: dict[str, int] = {}  # of the classes, as they appear
+        cells = _cells(rows, wanted, label, task, classes, numbers)
+        values = np.fromiter(cells, np.float32).reshape(-1, len(columns) + bool(target))
     X = torch.from_numpy(values[:, : len(columns)])
     labels = values[:, -1] if target else None
-    if target and text:
-        labels = np.array(list(names))[labels.astype(np.int64)]
+    if text:
+        labels = np.array(list(numbers))[values[:, -1].astype(np.int64)]
     return X, labels, columns
 
 
-def _cells(path, header, rows, reader, wanted, text, names) -> Iterator[float]:
-    """The wanted cells as numbers, row by row; with text, the last one is a class."""
-    at = [header.index(name) for name in wanted]
-    at, label = (at[:-1], at[-1]) if text else (at, None)
-    for row in filter(None, rows):
-        where = f"{path.name} line {reader.line_num}"
-        if len(row) != len(header):
-            raise ValueError(f"{where}: {len(row)} cells under {len(header)} headers")
+def _rows(name: str, file: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
+    """Where it stands, and the row, for each that is not blank: the header first."""
+    reader, width = csv.reader(file), 0
+    try:
+        for row in filter(None, reader):
+            where = f"{name} line {reader.line_num}"
+            if len(row) != (width := width or len(row)):
+                raise ValueError(f"{where}: {len(row)} cells under {width} headers")
+            yield where, row
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{name} is no CSV in UTF-8: {error}") from None
+
+
+def _cells(rows, wanted, label, task, classes, numbers) -> Iterator[float]:
+    """The wanted cells as numbers, row by row, each row's class behind them."""
+    for where, row in rows:
         try:
-            values = [float(row[i]) for i in at]
+            values = [float(row[i]) for i in wanted.values()]
         except ValueError:
             values = [math.nan]
-        if not abs(sum(values)) <= torch.finfo(torch.float32).max:
-            _blame(where, {header[i]: row[i].strip() for i in at})
+        if not abs(sum(values)) <= FLOAT32_MAX or max(values) > FLOAT32_MAX:
+            _blame(where, {name: row[i].strip() for name, i in wanted.items()})
         yield from values
-        if label is not None:
-            if not (name := row[label].strip()):
-                raise ValueError(f"{where}, column {header[label]}: the cell is empty")
-            yield names.setdefault(name, len(names))
+        if label:
+            name, cell = label[0], row[label[1]].strip()
+            if not cell or cell.lower() == "nan" or (classes and cell not in classes):
+                must = (
+                    f"must be one of {', '.join(classes)}" if classes else "is missing"
+                )
+                got = f"{cell!r} {must}" if cell else "the cell is empty"
+                raise ValueError(f"{where}, column {name}: {got}")
+            if not task and _float(cell) is not None:
+                raise ValueError(
+                    f"{where}, column {name}: {cell!r} is a number but "
+                    f"{next(iter(numbers))!r} is not; mend it, or choose classification"
+                )
+            yield numbers.setdefault(cell, len(numbers))
 
 
 def _blame(where: str, cells: dict[str, str]) -> None:
-    """Raise for the cells that are not finite numbers, if there are any."""
-    bad = {name: cell for name, cell in cells.items() if not _is_number(cell)}
-    if len(bad) > 1:
-        raise ValueError(
-            f"{where}: columns {', '.join(bad)} are not numbers; encode them as "
-            "numbers or leave them out of the file"
-        )
-    for name, cell in bad.items():
-        what = f"{cell!r} is not a number" if cell else "the cell is empty"
-        raise ValueError(f"{where}, column {name}: {what}; mend it or drop the row")
+    """Raise for the first cell that is not a finite number, or all that are text."""
+    texts = [name for name, cell in cells.items() if cell and _float(cell) is None]
+    for name, cell in cells.items():
+        if not cell:
+            raise ValueError(f"{where}, column {name}: the cell is empty; fill it in")
+        if len(texts) > 1:
+            raise ValueError(
+                f"{where}: columns {', '.join(texts)} are text; encode them as numbers "
+                "or leave them out"
+            )
+        if not _is_number(cell):
+            raise ValueError(
+                f"{where}, column {name}: {cell!r} is not a number; mend it, encode "
+                "the column as numbers, or leave it out"
+            )
 
 
-def _read_npz(path, target, task, columns):
+def _read_npz(path, target, task, columns, classes):
     """X, the target's values and the names of X's columns (none where X is not 2-D)."""
-    with np.load(path, allow_pickle=False) as members:
-        for name in filter(None, ("X", target)):
-            if name not in members:
-                found = ", ".join(members)
-                raise ValueError(f"{path.name} has no array {name!r}, only: {found}")
-        X, labels = members["X"], members[target] if target else None
-    if X.ndim < 2 or X.dtype.kind not in "fiub" or (target and len(labels) != len(X)):
+    with _unzipped(path, "no .npz") as file:
+        members = np.load(file, allow_pickle=False)
+        arrays = {name: np.asarray(members[name]) for name in members}
+    for name in filter(None, ("X", target)):
+        if name not in arrays:
+            found = ", ".join(arrays)
+            raise ValueError(f"{path.name} has no array {name!r}, only: {found}")
+    X = arrays["X"]
+    labels = arrays[target] if target else np.zeros(X.shape[:1])
+    fits = X.ndim > 1 and X.shape[1] and labels.shape[:1] == X.shape[:1]
+    text = labels.dtype.kind not in "fiub"
+    if not fits or X.dtype.kind not in "fiub" or (text and labels.size != len(X)):
         raise ValueError(
-            f"{path.name}: X must be numbers of shape (rows, columns ...) with one "
-            f"{target or 'target'} a row, got {X.dtype} {X.shape}"
-            + (f" and {labels.shape}" if target else "")
+            f"{path.name}: X must be numbers (rows, columns ...), {target} a value for "
+            f"each row, got {X.dtype} {X.shape} and {labels.dtype} {labels.shape}"
         )
-    X = X.astype(np.float32)
+    if text and task == "regression":
+        raise ValueError(f"{path.name}: {target} must be numbers, got {labels.dtype}")
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+        X = X.astype(np.float32)
+        y = labels.astype(np.float32) if labels.dtype.kind == "f" else X
+    for name, array in {"X": X, target: y}.items():
+        for at in np.argwhere(~np.isfinite(array))[:1].tolist():
+            raise ValueError(f"{path.name}: {name}{at} is not a finite number")
     named = tuple(f"x{i}" for i in range(X.shape[1])) if X.ndim == 2 else ()
     if columns and columns != named:
-        raise ValueError(
-            f"{path.name}: X is {X.shape}, must have {len(columns)} columns"
-        )
-    for name, array in (("X", X), (target, labels)):
-        if array is not None and array.dtype.kind == "f":
-            for at in np.argwhere(~np.isfinite(array))[:1].tolist():
-                raise ValueError(f"{path.name}: {name}{at} is not a finite number")
-    return torch.from_numpy(X), labels, named
+        must = ", ".join(columns)
+        raise ValueError(f"{path.name}: X must have columns {must}, got {X.shape}")
+    return torch.from_numpy(X), labels if target else None, named
 
 
 def split(
@@ -287,7 +322,7 @@ def split(
     >>> len(train[0]), len(test[0])
     (40, 10)
     """
-    if min(ratios) <= 0 or abs(sum(ratios) - 1) > 1e-6:
+    if not (ratios and min(ratios) > 0 and abs(sum(ratios) - 1) <= 1e-6):
         raise ValueError(f"ratios must be above 0 and sum to 1, got {tuple(ratios)}")
     n = _length(data)
     sizes = [int(n * ratio + 1e-9) for ratio in ratios[:-1]]
@@ -296,6 +331,10 @@ def split(
         raise ValueError(f"{n} rows are too few for ratios of {tuple(ratios)}")
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     order = None if seed is None else torch.randperm(n, generator=generator)
+    if stratify is not None and len(stratify) != n:
+        raise ValueError(
+            f"stratify must have a class for {n} rows, got {len(stratify)}"
+        )
     if stratify is not None:  # deal out each class evenly along the order
         order = torch.arange(n) if order is None else order
         _, at, counts = stratify[order].unique(return_inverse=True, return_counts=True)
@@ -315,11 +354,10 @@ def _length(data: Any) -> int:
         )
     if isinstance(data, Dataset):
         return len(data)  # type: ignore[arg-type]
-    if not (
-        isinstance(data, tuple | list) and data and all(map(torch.is_tensor, data))
-    ):
-        kind = " of ".join(type(t).__name__ for t in (data, *data[:1]))
-        raise ValueError(f"data must be a tuple of tensors or a Dataset, got {kind}")
+    kinds = [type(data), *(map(type, data) if isinstance(data, tuple | list) else ())]
+    if len(kinds) < 2 or not all(issubclass(kind, Tensor) for kind in kinds[1:]):
+        kind = " of ".join(kind.__name__ for kind in kinds[:2])
+        raise TypeError(f"data must be a tuple of tensors or a Dataset, got {kind}")
     if len({len(t) for t in data}) > 1:
         shapes = " and ".join(str(tuple(t.shape)) for t in data)
         raise ValueError(f"tensors must have as many rows each, got {shapes}")
@@ -750,16 +788,7 @@ def _means(sums: Sums, prefix: str = "") -> Row:
 # ---------------------------------------------------------------- 5 checkpoint
 
 FORMAT = 1  # of the checkpoint files that this kit writes
-_DAMAGE = (  # what reading a damaged file may raise
-    zipfile.BadZipFile,
-    struct.error,
-    ArithmeticError,
-    EOFError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    ValueError,
-)
+_DAMAGE = (ArithmeticError, EOFError, LookupError, OSError, RuntimeError, ValueError)
 
 
 def save_checkpoint(state: State, path: str | Path) -> Path:
@@ -832,19 +861,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Every byte is checked against the file's checksums, and only plain types are read.
     Raises ValueError in one line for anything else than a whole checkpoint.
     """
-    with open(path, "rb") as file:
-        try:
-            if damaged := zipfile.ZipFile(file).testzip():
-                raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
-            file.seek(0)
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:
-            raise ValueError(
-                f"{path} holds more than plain types, which could run code: not loaded"
-            ) from None
-        except _DAMAGE as error:
-            reason = str(error).split("\n")[0] or type(error).__name__
-            raise ValueError(f"{path} is damaged or no checkpoint: {reason}") from None
+    with _unzipped(Path(path), "no checkpoint") as file:
+        content = torch.load(file, map_location="cpu", weights_only=True)
     if not isinstance(content, dict) or "format" not in content:
         raise ValueError(f"{path} is no checkpoint of kit")
     if content["format"] > FORMAT:
@@ -853,6 +871,24 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{FORMAT}: take the newer kit.py"
         )
     return content
+
+
+@contextmanager
+def _unzipped(path: Path, what: str) -> Iterator[IO[bytes]]:
+    """A zip file, open, its checksums checked; one ValueError for any damage."""
+    with open(path, "rb") as file:
+        try:
+            if damaged := zipfile.ZipFile(file).testzip():
+                raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
+            file.seek(0)
+            yield file
+        except pickle.UnpicklingError:
+            raise ValueError(
+                f"{path} holds more than plain types, which could run code: not loaded"
+            ) from None
+        except (zipfile.BadZipFile, struct.error, zlib.error, *_DAMAGE) as error:
+            reason = str(error).split("\n")[0] or type(error).__name__
+            raise ValueError(f"{path} is damaged or {what}: {reason}") from None
 
 
 def _check_model(model: nn.Module, saved: dict[str, Any], name: str) -> None:
@@ -986,15 +1022,13 @@ def run(
 def _steps(state, train, val, loss_fn, epochs, metrics, step, seed) -> Iterator[State]:
     """Yield the state after every step, and once more after every epoch."""
     device = _device(state.optimizer)
-    if not _bare(
-        state.model
-    ).training:  # frozen parts of a training model stay as they are
-        state.model.train()
+    if not _bare(state.model).training:
+        state.model.train()  # but parts of a training model that are frozen stay so
     while (epoch := len(state.history)) < epochs:
         start = time.perf_counter()
-        eaten = state.step - (int(state.history[-1]["step"]) if epoch else 0)
+        first = int(state.history[-1]["step"]) if epoch else 0
         _seed(device, seed, -1, epoch)
-        batches = _batches(train, epoch, eaten)
+        batches = _batches(train, epoch, state.step - first)
         while True:
             _seed(device, seed, state.step)
             if (batch := next(batches, None)) is None:
@@ -1004,6 +1038,8 @@ def _steps(state, train, val, loss_fn, epochs, metrics, step, seed) -> Iterator[
             if device.type == "cpu" or state.step % 100 == 0:
                 _check_loss(state)
             yield state
+        if state.step == first:
+            raise ValueError(f"train must give batches in every epoch, none in {epoch}")
         _check_loss(state)
         lr = state.optimizer.param_groups[0]["lr"]
         row = {"epoch": epoch, "step": state.step, "lr": float(lr)}
