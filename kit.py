@@ -442,17 +442,19 @@ class _Seeded(Dataset):
         seed, rows = key
         if isinstance(rows, slice):
             rows = torch.arange(len(self.dataset))[rows]
-        with _seeded(seed):
+        with _kept_random():
+            random.seed(_hash(seed, 0))
+            np.random.seed(_hash(seed, 1))
+            torch.default_generator.manual_seed(_hash(seed, 2))
             if hasattr(self.dataset, "__getitems__"):
                 return self.dataset.__getitems__(rows.tolist())
             return [self.dataset[row] for row in rows.tolist()]
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed the three global generators, and put them back afterwards."""
+def _kept_random() -> Iterator[None]:
+    """Put the three global generators back afterwards."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed), np.random.seed(seed), torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:
@@ -488,7 +490,8 @@ def _map(function: Callable, nest: Any) -> Any:
     if isinstance(nest, dict):
         return {key: _map(function, value) for key, value in nest.items()}
     if isinstance(nest, tuple | list):
-        return type(nest)(_map(function, value) for value in nest)
+        items = [_map(function, value) for value in nest]
+        return type(nest)(*items) if hasattr(nest, "_fields") else type(nest)(items)
     return nest
 
 
@@ -536,11 +539,15 @@ def make_state(
         raise ValueError("the scheduler holds another optimizer")
     if per_step is None:
         per_step = isinstance(scheduler, OneCycleLR | CyclicLR)
+    if per_step and (scheduler is None or isinstance(scheduler, ReduceLROnPlateau)):
+        name = type(scheduler).__name__
+        raise ValueError(f"per_step must be False for {name}, got True")
     fp16 = any(
         isinstance(m, _Amp) and m.dtype == torch.float16 for m in model.modules()
     )
     scaler = torch.amp.GradScaler(_device(optimizer).type, enabled=fp16)
-    return State(model, optimizer, scheduler, scaler, per_step=per_step, config={})
+    empty: dict = {"sums": {}, "config": {}}
+    return State(model, optimizer, scheduler, scaler, per_step=per_step, **empty)
 
 
 def _device(optimizer: torch.optim.Optimizer) -> torch.device:
@@ -611,10 +618,10 @@ def train_step(
     inputs (N, ...), or a dict of such, and targets (N, ...) go to the optimizer's
     device. Every piece weighs by its samples, or by the weight that loss_fn returns
     beside the total, so that the gradient is the whole batch's; not where the forward
-    sees the batch or draws (BatchNorm, dropout). clip is the largest norm of the
+    sees the batch or draws (BatchNorm, which also needs 2 rows a piece, dropout). clip is the largest norm of the
     gradient, or a function of the parameters such as partial(clip_grad_value_,
-    clip_value=1.0). The sums are totals over samples: loss, weight, and the
-    grad_norm where clip gives one; empty where fp16 skipped the update.
+    clip_value=1.0). The sums are totals over samples: loss, weight, the grad_norm
+    where clip gives one, and under fp16 the share of skipped updates.
 
     >>> from functools import partial
     >>> step = partial(train_step, accumulate=4, clip=1.0)
@@ -625,21 +632,17 @@ def train_step(
     _at_least("accumulate", accumulate, 1)
     batch = _to(_device(optimizer), batch)
     n, pair = len(batch[1]), False
-    total: Any = 0.0
-    weight: Any = 0
+    sums: Sums = {}
     optimizer.zero_grad()
     for inputs, targets in _pieces(batch, accumulate):
         loss = loss_fn(model(inputs), targets)
         pair = isinstance(loss, tuple)
-        part, count = loss if pair else (loss, len(targets))
-        share = (1 if pair else count) / n
-        part = part if share == 1 else part * share
-        scaler.scale(part).backward()
-        total, weight = total + _wide(part), weight + count
+        part, share = (loss[0], 1 / n) if pair else (loss, len(targets) / n)
+        scaler.scale(part if share == 1 else part * share).backward()
+        sums = _add(sums, _totals(loss, len(targets)))
     scaler.unscale_(optimizer)
-    sums = {"loss": total * n, "weight": weight}
     if pair:  # the gradient so far is that of total / n
-        share = n / torch.as_tensor(weight).clamp(min=1e-12)
+        share = n / sums["weight"].clamp(min=1e-12)
         for p in _parameters(optimizer):
             if p.grad is not None:
                 p.grad.mul_(share)
@@ -647,14 +650,18 @@ def train_step(
         ps = _parameters(optimizer)
         norm = clip(ps) if callable(clip) else nn.utils.clip_grad_norm_(ps, clip)
         if norm is not None:
-            sums["grad_norm"] = _wide(norm) * weight
+            sums["grad_norm"] = _wide(norm) * sums["weight"]
     scale = scaler.get_scale()
     scaler.step(optimizer)
     scaler.update()
     skipped = scaler.get_scale() < scale  # fp16 met an inf or NaN gradient
+    if scaler.is_enabled():
+        sums["skipped"] = skipped * sums["weight"]
+    if skipped:
+        sums.pop("grad_norm", None)
     if state.per_step and not skipped:
         state.scheduler.step()
-    return state._replace(step=state.step + 1), {} if skipped else sums
+    return state._replace(step=state.step + 1), sums
 
 
 def _pieces(batch: Batch, pieces: int) -> list[Batch]:
@@ -671,6 +678,14 @@ def _to(device: torch.device, batch: Any) -> Any:
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _totals(loss: Any, n: int) -> Sums:
+    """The loss of n samples as totals: of loss and of what divides it."""
+    if isinstance(loss, tuple):
+        total, weight = (_wide(torch.as_tensor(part)) for part in loss)
+        return {"loss": total, "weight": weight}
+    return {"loss": _wide(loss) * n, "weight": n}
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -697,9 +712,7 @@ def eval_step(
     with _evaluating(model):
         prediction = model(inputs)
         loss = loss_fn(prediction, targets)
-    n = len(targets)
-    total, weight = loss if isinstance(loss, tuple) else (_wide(loss) * n, n)
-    sums = {"loss": _wide(total), "weight": weight}
+    sums = _totals(loss, len(targets))
     return sums | ({"outputs": [(prediction, targets)]} if metrics else {})
 
 
@@ -723,10 +736,12 @@ def evaluate(
     """
     sums: Sums = {}
     outputs = []
-    for batch in loader:
-        part = eval_step(model, batch, loss_fn=loss_fn, metrics=metrics)
-        outputs += part.pop("outputs", [])
-        sums = _add(sums, part)
+    ours = isinstance(getattr(loader, "sampler", None), _Order)  # leaves them alone
+    with nullcontext() if ours else _kept_random():
+        for batch in loader:
+            part = eval_step(model, batch, loss_fn=loss_fn, metrics=metrics)
+            outputs += part.pop("outputs", [])
+            sums = _add(sums, part)
     if not sums:
         raise ValueError("the loader must have a batch to evaluate, got none")
     row = _means(sums)
@@ -863,13 +878,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     with _unzipped(Path(path), "no checkpoint") as file:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    if not isinstance(content, dict) or "format" not in content:
-        raise ValueError(f"{path} is no checkpoint of kit")
-    if content["format"] > FORMAT:
+    made = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(made, int):
+        raise ValueError(f"{path} is no checkpoint of kit")  # noqa: TRY004
+    if made > FORMAT:
         raise ValueError(
-            f"{path} has format {content['format']}, but this kit.py reads up to "
-            f"{FORMAT}: take the newer kit.py"
+            f"{path} has format {made}, but this kit.py reads up to {FORMAT}: take "
+            "the newer kit.py"
         )
+    if not {"model", "optimizer", "history", "config"} <= content.keys():
+        raise ValueError(f"{path} is no whole checkpoint of kit")
     return content
 
 
@@ -959,7 +977,7 @@ def _plain(value: Any, where: str) -> Any:
 
 def _write(path: Path, write: Callable) -> Path:
     """Write a file so that the path holds the old one or the whole new one."""
-    beside = path.with_name(f".{path.name}.tmp")
+    beside = path.parent / f".{path.name}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(beside, "wb") as file:
@@ -1022,9 +1040,9 @@ def run(
 def _steps(state, train, val, loss_fn, epochs, metrics, step, seed) -> Iterator[State]:
     """Yield the state after every step, and once more after every epoch."""
     device = _device(state.optimizer)
-    if not _bare(state.model).training:
-        state.model.train()  # but parts of a training model that are frozen stay so
     while (epoch := len(state.history)) < epochs:
+        if not _bare(state.model).training:
+            state.model.train()  # but the frozen parts of a training model stay so
         start = time.perf_counter()
         first = int(state.history[-1]["step"]) if epoch else 0
         _seed(device, seed, -1, epoch)
@@ -1043,12 +1061,12 @@ def _steps(state, train, val, loss_fn, epochs, metrics, step, seed) -> Iterator[
         _check_loss(state)
         lr = state.optimizer.param_groups[0]["lr"]
         row = {"epoch": epoch, "step": state.step, "lr": float(lr)}
-        row |= {"train_loss": math.nan} | _means(state.sums, "train_")
+        row |= _means(state.sums, "train_")
         if val is not None:
             scores = evaluate(state.model, val, loss_fn=loss_fn, metrics=metrics)
             row |= {f"val_{key}": value for key, value in scores.items()}
-        if state.sums and not state.per_step:
-            _advance(state.scheduler, row.get("val_loss", row["train_loss"]))
+        if row.get("train_skipped", 0) < 1 and not state.per_step:
+            _advance(state.scheduler, row.get("val_loss", row.get("train_loss", 0.0)))
         row["seconds"] = time.perf_counter() - start
         state = state._replace(sums={}, history=(*state.history, row))
         yield state
@@ -1082,13 +1100,12 @@ def _advance(scheduler: Any, value: float) -> None:
 def _check_loss(state: State) -> None:
     """Raise FloatingPointError once the epoch's loss is NaN or infinite."""
     loss = float(state.sums.get("loss", 0.0))
-    hopeless = state.scaler.is_enabled() and state.scaler.get_scale() < 1
-    if not math.isfinite(loss) or (hopeless and not state.sums):
+    if not math.isfinite(loss):
         raise FloatingPointError(
-            f"the loss became {loss if state.sums else 'nan'} in epoch "
-            f"{len(state.history)}, by step {state.step}: look for NaN in the data, "
-            f"lower the learning rate ({state.optimizer.param_groups[0]['lr']:g}), "
-            "clip the gradient or standardise the inputs"
+            f"the loss became {loss} in epoch {len(state.history)}, by step "
+            f"{state.step}: look for NaN in the data, lower the learning rate "
+            f"({state.optimizer.param_groups[0]['lr']:g}), clip the gradient or "
+            "standardise the inputs"
         )
 
 
@@ -1158,8 +1175,8 @@ def _save(state: State, last: Path, finished: bool) -> None:
         if not p.isfinite().all():
             raise FloatingPointError(
                 f"{_plain_key(name)} has NaN or infinite values after step "
-                f"{state.step}, epoch {len(state.history)}: lower the learning rate or "
-                f"clip the gradient; {last} still holds the state before"
+                f"{state.step}, epoch {len(state.history)}: not saved; lower the learning "
+                f"rate ({state.optimizer.param_groups[0]['lr']:g}) or clip the gradient"
             )
     key = "val_loss" if finished and "val_loss" in state.history[-1] else "train_loss"
     if finished and is_best(state.history, key=key):
@@ -1281,10 +1298,11 @@ def _best(history: Sequence[Row], key: str, min_delta: float) -> int:
     """The index of the best epoch; -1 while there is none."""
     best, at = math.inf, -1
     for i, row in enumerate(history):
-        if key not in row:
-            raise ValueError(f"the history has no {key!r}, only: {', '.join(row)}")
-        if row[key] < best - min_delta:
+        if row.get(key, math.nan) < best - min_delta:
             best, at = row[key], i
+    if history and key not in history[-1]:
+        found = ", ".join(history[-1])
+        raise ValueError(f"the history has no {key!r}, only: {found}")
     return at
 
 
@@ -1304,18 +1322,20 @@ def metrics(prediction: Tensor, target: Tensor) -> dict[str, float]:
     >>> metrics(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 2.0, 3.0]))["r2"]
     0.5
     """
-    if len(target) == 0:
-        raise ValueError("metrics need at least one sample, got none")
+    _at_least("samples", len(target), 1)
     if not target.is_floating_point():
+        if prediction.is_floating_point() and prediction.isnan().any():
+            return dict.fromkeys(("accuracy", "precision", "recall", "f1"), math.nan)
         return _class_metrics(confusion_matrix(prediction, target).double())
     if prediction.shape != target.shape:
-        shapes = f"{tuple(prediction.shape)} and {tuple(target.shape)}"
-        raise ValueError(f"prediction and target must have one shape, got {shapes}")
+        shapes = f"{tuple(prediction.shape)} for {tuple(target.shape)}"
+        raise ValueError(f"prediction must be of the target's shape, got {shapes}")
     prediction, target = prediction.detach().cpu().double(), target.cpu().double()
     error = (prediction - target).reshape(len(target), -1)
-    spread = (target - target.mean(0)).reshape(len(target), -1).square().sum(0)
     rest = error.square().sum(0)
-    r2 = torch.where(spread > 0, 1 - rest / spread, (rest == 0).double())
+    spread = (target - target.mean(0)).reshape(len(target), -1).square().sum(0)
+    constant = (target == target[0]).reshape(len(target), -1).all(0)
+    r2 = torch.where(constant, (rest == 0) + 0 * rest, 1 - rest / spread)
     mse = error.square().mean().item()
     return {
         "mae": error.abs().mean().item(),
@@ -1328,29 +1348,30 @@ def metrics(prediction: Tensor, target: Tensor) -> dict[str, float]:
 def confusion_matrix(prediction: Tensor, target: Tensor) -> Tensor:
     """Counts (C, C) of samples, a row for each true class, a column for each predicted.
 
-    prediction: class numbers (N,), scores (N, C), or logits (N, 1) of class 1.
+    prediction: class numbers (N,), scores (N, C), or logits (N, 1) or (N,) of class 1.
 
     >>> confusion_matrix(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1])).tolist()
     [[1, 1], [0, 1]]
     """
-    if prediction.is_floating_point() and prediction.isnan().any():
+    _at_least("samples", target.numel(), 1)
+    shapes = f"{tuple(prediction.shape)} for {tuple(target.shape)}"
+    scores, classes = prediction.is_floating_point(), 2
+    if scores and prediction.isnan().any():
         raise ValueError("prediction must be numbers, got NaN")
-    classes = int(max(prediction.max(), target.max())) + 1
-    if prediction.ndim > target.ndim and prediction.shape[1] > 1:
-        classes = prediction.shape[1]
-        prediction = prediction.argmax(1)
-    elif prediction.is_floating_point():
-        classes = 2
-        prediction = (prediction > 0).reshape(target.shape).long()
-    if (
-        prediction.shape != target.shape
-        or not 0 <= target.min() <= target.max() < classes
-    ):
-        raise ValueError(
-            f"target must be class numbers below {classes} of shape "
-            f"{tuple(prediction.shape)}, got {tuple(target.shape)} with values "
-            f"from {target.min()} to {target.max()}"
-        )
+    if scores and prediction.ndim > target.ndim and prediction.shape[1] > 1:
+        classes, prediction = prediction.shape[1], prediction.argmax(1)
+    elif scores and prediction.numel() == target.numel():
+        prediction = (prediction > 0).reshape(target.shape)
+    if prediction.shape != target.shape:
+        must = "of the target's shape, or a score for each class"
+        raise ValueError(f"prediction must be {must}, got {shapes}")
+    prediction, target = prediction.long(), target.long()
+    if not scores:
+        classes = int(max(prediction.max(), target.max())) + 1
+    low, high = min(prediction.min(), target.min()), target.max()
+    if low < 0 or high >= classes:
+        must = f"class numbers from 0 to {classes - 1}"
+        raise ValueError(f"target must be {must}, got from {low} to {high}")
     pairs = (target * classes + prediction).flatten()
     return pairs.bincount(minlength=classes**2).reshape(classes, classes)
 
@@ -1401,24 +1422,26 @@ def plot_history(history: Sequence[Row]):
     """
     if not history:
         raise ValueError("history must have at least one row, got none")
-    columns = {key: [row.get(key, math.nan) for row in history] for key in history[0]}
+    keys = dict.fromkeys(chain(*history))
+    columns = {key: [row.get(key, math.nan) for row in history] for key in keys}
     losses = {key: v for key, v in columns.items() if key.endswith("loss")}
     aside = {"epoch", "step", "seconds", "lr", *losses}
     scores = {key: v for key, v in columns.items() if key not in aside}
     rate = {"lr": columns["lr"]} if len(set(columns.get("lr", []))) > 1 else {}
     panels = [panel for panel in (losses, scores, rate) if panel]
-    figure = _figure(10, 3 + 2 * len(panels))
-    best = _best(history, "val_loss" if "val_loss" in losses else "train_loss", 0.0)
+    figure, epochs = _figure(10, 3 + 2 * len(panels)), columns["epoch"]
     grid = figure.subplots(len(panels), squeeze=False, sharex=True)[:, 0]
+    best = _best(history, "val_loss" if "val_loss" in losses else "train_loss", 0.0)
+    if best >= 0:
+        grid[0].set_title(f"best epoch: {epochs[best]}", fontsize="medium")
     for axes, panel in zip(grid, panels):
         for key, values in panel.items():
-            axes.plot(columns["epoch"], values, label=key)
-        known = [v for values in panel.values() for v in values if v > 0]
-        if panel is not scores and known and max(known) > 20 * min(known):
+            axes.plot(epochs, values, label=key)
+        known = [v for values in panel.values() for v in values if math.isfinite(v)]
+        if panel is not scores and known and max(known) > 20 * min(known) > 0:
             axes.set_yscale("log")
         if best >= 0:
-            label = f"best epoch, {columns['epoch'][best]}"
-            axes.axvline(columns["epoch"][best], color="gray", ls=":", label=label)
+            axes.axvline(epochs[best], color="gray", linestyle=":")
         axes.legend(frameon=False)
     grid[-1].set_xlabel("epoch")
     return figure
@@ -1470,61 +1493,103 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except click.exceptions.Exit:
-            raise
-        except (ValueError, TypeError, OSError, ImportError, ArithmeticError) as error:
-            raise click.ClickException(str(error).split("\n")[0]) from error
-        except RuntimeError as error:  # torch's, of a model that does not fit the data
-            raise click.ClickException(str(error).split("\n")[0]) from error
         except KeyboardInterrupt:
             ctx.exit(130)
+        except click.exceptions.Exit:  # is a RuntimeError
+            raise
+        except OSError as error:
+            reason = error.strerror and f"{error.filename}: {error.strerror}"
+            raise click.ClickException(reason or str(error)) from error
+        except _MISTAKES as error:
+            reason = str(error).split("\n")[0]
+            raise click.ClickException(reason or type(error).__name__) from error
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+# RuntimeError is torch's, for a model that does not fit the data
+_MISTAKES = (ValueError, TypeError, ImportError, ArithmeticError, RuntimeError)
+
+
+class _Number(click.FloatRange):
+    """A number of a range, not NaN and not infinite."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
+
+@click.group(
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
 @click.version_option(__version__)
 def main() -> None:
     """Train a PyTorch model on the tutorial's line, or on a table of your own."""
 
 
 def _list(kind: type) -> Callable:
-    """A click callback that reads 64,64 as a tuple of that kind."""
+    """A click callback that reads 64,64 as a tuple of positive numbers."""
 
     def read(ctx: click.Context, option: click.Parameter, text: str | None) -> Any:
         try:
-            return text and tuple(kind(part) for part in text.split(","))
+            numbers = None if text is None else tuple(map(kind, text.split(",")))
         except ValueError:
-            what = f"must be numbers with commas between, got {text!r}"
-            raise click.BadParameter(what, ctx, option) from None
+            numbers = (0,)
+        if numbers and not all(0 < number < math.inf for number in numbers):
+            what = f"must be numbers above 0 with commas between, got {text!r}"
+            raise click.BadParameter(what, ctx, option)
+        return numbers
 
     return read
 
 
-_count, _positive = click.IntRange(min=1), click.FloatRange(min=0, min_open=True)
-_natural, _path = click.IntRange(min=0), click.Path()
+_count, _natural = click.IntRange(min=1), click.IntRange(0, 2**63 - 1)
+_positive, _path = _Number(min=0, min_open=True), click.Path()
+
+
+def _choice(*names: str) -> click.Choice:
+    return click.Choice(names)
 
 
 @main.command("fit")
 @click.option("--data", type=_path, help="A .csv with a header, or an .npz.")
 @click.option("--target", help="The column, or array of the .npz, to predict.")
-@click.option("--task", type=click.Choice(["regression", "classification"]))
+@click.option(
+    "--task",
+    type=_choice("regression", "classification"),
+    help="Default: by the target.",
+)
 @click.option("--model", help="linear, mlp, or MODULE:FUNCTION(inputs, outputs).")
-@click.option("--hidden", default="64,64", callback=_list(int), show_default=True)
+@click.option(
+    "--hidden", default="64,64", callback=_list(int), help="Widths of the mlp."
+)
 @click.option("--epochs", type=_count, default=100, help="In all, after --resume too.")
 @click.option("--batch-size", type=_count, help="Default: 32; all rows for the line.")
-@click.option("--loss", type=click.Choice(list(LOSSES)))
-@click.option("--optimizer", type=click.Choice(list(OPTIMIZERS)))
+@click.option(
+    "--loss",
+    type=_choice(*LOSSES),
+    help="Default: mse or cross_entropy; l1 for the line.",
+)
+@click.option(
+    "--optimizer", type=_choice(*OPTIMIZERS), help="Default: adam; sgd for the line."
+)
 @click.option("--lr", type=_positive, help="Default: 0.001; 0.01 for the line.")
-@click.option("--weight-decay", type=click.FloatRange(min=0), default=0.0)
+@click.option(
+    "--weight-decay", type=_Number(min=0), default=0.0, help="L2; of adamw, decoupled."
+)
 @click.option("--scheduler", metavar="NAME[:KEY=VALUE,...]", help=", ".join(SCHEDULERS))
 @click.option("--accumulate", type=_count, default=1, help="Pieces to eat a batch in.")
 @click.option("--clip", type=_positive, help="Largest norm of the gradient.")
-@click.option("--amp", type=click.Choice(["bf16", "fp16"]), help="Mixed precision.")
+@click.option("--amp", type=_choice("bf16", "fp16"), help="Mixed precision.")
 @click.option("--patience", type=_natural, help="Epochs without gain; 0: no limit.")
-@click.option("--min-delta", type=click.FloatRange(min=0), default=0.0)
+@click.option(
+    "--min-delta", type=_Number(min=0), default=0.0, help="The least that is a gain."
+)
 @click.option("--ratios", callback=_list(float), help="Such as 0.7,0.15,0.15.")
-@click.option("--seed", type=_natural, default=42, show_default=True)
+@click.option("--seed", type=_natural, default=42, help="Of weights, order, split.")
 @click.option("--device", default="auto", help="auto, cpu, cuda, mps ...")
-@click.option("--workers", type=_natural, default=0)
+@click.option("--workers", type=_natural, default=0, help="Processes that load.")
 @click.option("--out", type=_path, help="Default: the next of runs/001, runs/002 ...")
 @click.option(
     "--resume", is_flag=True, help="Go on with the run in --out, or the last."
@@ -1541,8 +1606,12 @@ def _fit_command(ctx: click.Context, **options: Any) -> None:
     given = {o for o in options if source(o) is ParameterSource.COMMANDLINE}
     if options["data"]:
         options["data"] = str(Path(options["data"]).resolve())
+    if options["resume"] and options["overwrite"]:
+        raise click.UsageError("--resume and --overwrite exclude each other")
     if not (folder / "last.pt").exists():
         config = _defaults(options)
+        if options["resume"]:
+            click.echo(f"{folder} has nothing to resume yet: starting it", err=True)
     elif options["resume"]:
         config = _resumed(options, given, read_checkpoint(folder / "last.pt")["config"])
     elif options["overwrite"]:
@@ -1562,13 +1631,17 @@ def _run_folder(out: str | None, resume: bool) -> Path:
     if out:
         return Path(out)
     taken = [int(p.name) for p in Path("runs").glob("[0-9]*") if p.name.isdigit()]
+    if resume and not taken:
+        raise ValueError("--resume needs a run to go on with, none is in runs")
     return Path("runs") / f"{max(taken, default=0) + (not (resume and taken)):03}"
 
 
 def _defaults(options: dict) -> dict:
     """The options that make a run, with the defaults of the line or of a table."""
-    if options["data"] and not options["target"]:
-        raise click.UsageError("--data needs --target, the name of what to predict")
+    if bool(options["data"]) != bool(options["target"]):
+        raise click.UsageError("--data and --target, what to predict, go together")
+    if len(options["ratios"] or ()) > 3:
+        raise click.UsageError("--ratios must be at most 3: train, val and test")
     aside = {"out", "resume", "overwrite", "plot", "quiet"}
     defaults = TABLE if options["data"] else LINE
     config = {name: v for name, v in options.items() if name not in aside}
@@ -1577,6 +1650,8 @@ def _defaults(options: dict) -> dict:
 
 def _resumed(options: dict, given: set[str], config: dict) -> dict:
     """The options of the saved run, but for those that may change on the way."""
+    if "outputs" not in config:
+        raise ValueError(f"{options['out']}/last.pt was not written by kit fit")
     free = {"epochs", "patience", "min_delta", "device", "workers", "save_every"}
     for name in sorted(given & config.keys() - free):
         if options[name] != config[name]:
@@ -1589,29 +1664,34 @@ def _resumed(options: dict, given: set[str], config: dict) -> dict:
 
 def _tables(config: dict) -> tuple[list[Batch], dict]:
     """The parts (train, val, test) of a run's data, and the config with its facts."""
-    if not config["data"]:
-        facts: dict = {"shape": (1,), "outputs": 1}
-        return list(split(make_data(), ratios=config["ratios"])), config | facts
-    table = _read_like(config, config["data"], config["target"])
+    table: Any = Table(*make_data(), ("x",))
+    if config["data"]:
+        table = _read_like(config, config["data"], config["target"])
     kind = "classification" if table.classes else "regression"
     loss = config["loss"] or ("cross_entropy" if table.classes else "mse")
-    outputs = 1 if loss == "bce" else len(table.classes) or math.prod(table.y.shape[1:])
     if (loss in ("cross_entropy", "bce")) != bool(table.classes):
         raise ValueError(f"--loss {loss} does not go with a {kind}")
     if loss == "bce" and len(table.classes) != 2:
         raise ValueError(f"--loss bce takes 2 classes, got {len(table.classes)}")
-    facts = {"task": kind, "loss": loss, "columns": table.columns}
+    if config["task"] not in (None, kind):
+        raise ValueError(f"--task must be {kind} for this data, got {config['task']}")
+    outputs = 1 if loss == "bce" else len(table.classes) or math.prod(table.y.shape[1:])
+    facts = {"task": kind, "loss": loss, "columns": table.columns, "outputs": outputs}
     facts |= {"classes": table.classes, "shape": tuple(table.X.shape[1:])}
-    data, seed = (table.X, table.y), config["seed"]
-    labels = table.y if table.classes else None
+    data, labels = (table.X, table.y), table.y if table.classes else None
+    seed = config["seed"] if config["data"] else None
     parts = split(data, ratios=config["ratios"], seed=seed, stratify=labels)
-    return list(parts), config | facts | {"outputs": outputs}
+    return list(parts), config | facts
 
 
 def _read_like(config: Mapping, path: str, target: str | None) -> Any:
     """Read a file as the run's own was read, where it was."""
     names = {"columns": config.get("columns", ()), "classes": config.get("classes", ())}
-    return read_table(path, target=target, task=config["task"], **names)
+    table = read_table(path, target=target, task=config["task"], **names)
+    must, shape = config.get("shape"), tuple(table.X.shape[1:])
+    if must not in (None, shape):
+        raise ValueError(f"{path}: rows must be of shape {must}, got {shape}")
+    return table
 
 
 def _model(config: Mapping, rows: Batch | None = None) -> nn.Module:
@@ -1624,7 +1704,7 @@ def _model(config: Mapping, rows: Batch | None = None) -> nn.Module:
         layers += [nn.Linear(inputs, width), nn.ReLU()]
     layers.pop()
     if name not in ("linear", "mlp"):
-        layers = [_import(name)(shape if len(shape) > 1 else shape[0], outputs)]
+        layers = [_import(name, shape if len(shape) > 1 else shape[0], outputs)]
     if config["data"]:
         X, y = rows or (torch.zeros(1, *shape), torch.zeros(1, outputs))
         layers.insert(0, Standardize(X))
@@ -1633,17 +1713,22 @@ def _model(config: Mapping, rows: Batch | None = None) -> nn.Module:
     return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
 
 
-def _import(name: str) -> Callable:
-    """What MODULE:FUNCTION names, looked for in the working folder too."""
+def _import(name: str, *arguments: Any) -> nn.Module:
+    """The model that MODULE:FUNCTION makes, looked for in the working folder too."""
     module, _, function = name.partition(":")
     sys.path.insert(0, os.getcwd())
     try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        what = f"--model must be linear, mlp or MODULE:FUNCTION, got {name} ({error})"
-        raise ValueError(what) from error
+        model = getattr(importlib.import_module(module), function)(*arguments)
+    except Exception as error:  # whatever a user's own code may raise
+        what = f"{type(error).__name__}: {error}".split("\n")[0]
+        raise ValueError(
+            f"--model must be linear, mlp or MODULE:FUNCTION, got {name} ({what})"
+        ) from error
     finally:
         sys.path.pop(0)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"--model {name} must make a module, got {model!r}")
+    return model
 
 
 def _loss(config: Mapping, model: nn.Module) -> LossFn:
@@ -1668,6 +1753,11 @@ def _scheduler(config: Mapping, optimizer: torch.optim.Optimizer, steps: int) ->
     try:
         pairs = (part.split("=") for part in text.split(",") if part)
         options = usual[name] | {key: json.loads(value) for key, value in pairs}
+        if (
+            min(options.get(key, 1) for key in ("step_size", "T_max", "total_steps"))
+            < 1
+        ):
+            raise ValueError("a length must be at least 1")
         return SCHEDULERS[name](optimizer, **options)
     except (KeyError, ValueError, TypeError) as error:
         raise ValueError(
@@ -1696,6 +1786,9 @@ def _fit(config: dict, folder: Path, options: dict) -> None:
     )
     val = make_loader(parts[1], batch_size=4096) if len(parts) > 1 else None
     bare = _model(config, parts[0]).to(_pick_device(config["device"]))
+    shape, must = tuple(predict(bare, parts[0][0][:2]).shape), (2, config["outputs"])
+    if shape != must:
+        raise ValueError(f"--model must give {must} for 2 rows, got {shape}")
     optimizer = OPTIMIZERS[config["optimizer"]](
         bare.parameters(), lr=config["lr"], weight_decay=config["weight_decay"]
     )
@@ -1770,11 +1863,13 @@ def _progress(state: State, steps: int, folder: Path, quiet: bool) -> Iterator[t
     with bar:
         bar.update(state.step)
         yield count, watch
+        bar.render_progress()
 
 
 def _csv(rows: Sequence[Mapping]) -> bytes:
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(chain(*rows))))
+    names = list(dict.fromkeys(chain(*rows)))
+    writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode()
@@ -1791,7 +1886,7 @@ def _report(state: State, model: nn.Module, parts: list[Batch], folder: Path) ->
         )
         tables.append(tabulate(learned, ["", "learned", "true"], floatfmt=".4f"))
     which = "weights of the last epoch"
-    if len(parts) == 3:  # val has chosen the epoch, test has seen nothing
+    if len(parts) == 3 and (folder / "best.pt").exists():  # chosen by val, not by test
         device, which = (
             _device(state.optimizer),
             f"epoch {_best(history, 'val_loss', 0)}",
@@ -1845,7 +1940,7 @@ def _evaluate_command(checkpoint: str, data: str | None) -> None:
 def _predict_command(checkpoint: str, data: str, output: str | None) -> None:
     """Predict the rows of a file, which need not have the target."""
     model, config = _open(checkpoint)
-    table = _read_like(config | {"columns": config.get("columns", ("x",))}, data, None)
+    table = _read_like(config, data, None)
     outputs = predict(model, make_loader((table.X,), batch_size=4096))
     if classes := config.get("classes"):
         logits = F.pad(outputs, (1, 0)) if outputs.shape[1] == 1 else outputs
@@ -1855,7 +1950,11 @@ def _predict_command(checkpoint: str, data: str, output: str | None) -> None:
             for row in logits.softmax(1)
         ]
     else:
-        rows = [{"prediction": value} for value in outputs[:, 0].tolist()]
+        many = outputs.shape[1] > 1
+        names = [
+            f"prediction_{i}" if many else "prediction" for i in range(outputs.shape[1])
+        ]
+        rows = [dict(zip(names, values)) for values in outputs.tolist()]
     if output:
         _write(Path(output), lambda file: file.write(_csv(rows)))
     else:

@@ -26,8 +26,9 @@ def child(tmp_path):
 
     def start(*arguments, **options):
         command = [sys.executable, "-W", "error", *map(str, arguments)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        process = subprocess.Popen(command, cwd=tmp_path, env=env, **pipes | options)
+        usual = {"cwd": tmp_path, "env": env, "text": True}
+        usual |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = subprocess.Popen(command, **usual | options)
         started.append(process)
         return process
 
