@@ -144,23 +144,23 @@ def read_table(
     if path.suffix.lower() not in readers:
         raise ValueError(f"data must be a .csv or .npz file, got {path.name}")
     read = readers[path.suffix.lower()]
-    X, labels, columns = read(path, target, task, columns, classes)
+    X, values, columns, names = read(path, target, task, columns, classes)
     if not len(X):
         raise ValueError(f"{path.name} has no rows")
-    if labels is None:
+    if values is None:
         return Table(X, None, columns)
-    if task != "classification" and labels.dtype.kind in "fiu":
-        y = torch.from_numpy(labels.astype(np.float32))
+    if not names:
+        y = torch.from_numpy(values.astype(np.float32))
         return Table(X, y if y.ndim > 1 else y[:, None], columns)
-    values, at = np.unique(labels.astype(str), return_inverse=True)
-    known = list(classes) or sorted(values.tolist(), key=_numbers_first)
-    if strange := set(values.tolist()) - set(known):
+    known = list(classes) or sorted(names, key=_numbers_first)
+    if strange := set(names) - set(known):
         what = f"{target} must be one of {', '.join(known)}, got {min(strange)!r}"
         raise ValueError(f"{path.name}: {what}")
     if len(known) < 2:
         raise ValueError(f"{path.name}: {target} has only one class, {known[0]!r}")
-    number = np.array([known.index(value) for value in values.tolist()])
-    return Table(X, torch.from_numpy(number[at.ravel()]), columns, tuple(known))
+    number = torch.tensor([known.index(name) for name in names])
+    at = torch.from_numpy(values.astype(np.int64))
+    return Table(X, number[at], columns, tuple(known))
 
 
 def _float(cell: str) -> float | None:
@@ -181,7 +181,7 @@ def _numbers_first(name: str) -> tuple[float, str]:
 
 
 def _read_csv(path, target, task, columns, classes):
-    """X, the target's values (numbers, text or None) and the names of X's columns."""
+    """X, the target's values or None, the columns, the names of classes by number."""
     with open(path, newline="", encoding="utf-8-sig") as file:
         rows = _rows(path.name, file)
         header = [" ".join(name.split()) for name in next(rows, ("", []))[1]]
@@ -190,8 +190,8 @@ def _read_csv(path, target, task, columns, classes):
                 what = f"{name!r} is there twice" if name else "the name is empty"
                 raise ValueError(f"{path.name} line 1, column {i + 1}: {what}")
         columns = columns or tuple(name for name in header if name != target)
-        for name in (*columns, target or columns[0]):
-            if name not in header:
+        for name in (*columns, target):
+            if name and name not in header:
                 found = ", ".join(header[:20])
                 raise ValueError(f"{path.name} has no column {name!r}, only: {found}")
         if not columns:
@@ -209,10 +209,7 @@ def _read_csv(path, target, task, columns, classes):
         cells = _cells(rows, wanted, label, task, classes, numbers)
         values = np.fromiter(cells, np.float32).reshape(-1, len(columns) + bool(target))
     X = torch.from_numpy(values[:, : len(columns)])
-    labels = values[:, -1] if target else None
-    if text:
-        labels = np.array(list(numbers))[values[:, -1].astype(np.int64)]
-    return X, labels, columns
+    return X, values[:, -1] if target else None, columns, list(numbers)
 
 
 def _rows(name: str, file: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
@@ -235,7 +232,7 @@ def _cells(rows, wanted, label, task, classes, numbers) -> Iterator[float]:
             values = [float(row[i]) for i in wanted.values()]
         except ValueError:
             values = [math.nan]
-        if not abs(sum(values)) <= FLOAT32_MAX or max(values) > FLOAT32_MAX:
+        if not (abs(sum(values)) <= FLOAT32_MAX >= max(map(abs, values))):
             _blame(where, {name: row[i].strip() for name, i in wanted.items()})
         yield from values
         if label:
@@ -273,7 +270,7 @@ def _blame(where: str, cells: dict[str, str]) -> None:
 
 
 def _read_npz(path, target, task, columns, classes):
-    """X, the target's values and the names of X's columns (none where X is not 2-D)."""
+    """As _read_csv; the columns are x0, x1 ..., none where X is not (rows, columns)."""
     with _unzipped(path, "no .npz") as file:
         members = np.load(file, allow_pickle=False)
         arrays = {name: np.asarray(members[name]) for name in members}
@@ -302,7 +299,11 @@ def _read_npz(path, target, task, columns, classes):
     if columns and columns != named:
         must = ", ".join(columns)
         raise ValueError(f"{path.name}: X must have columns {must}, got {X.shape}")
-    return torch.from_numpy(X), labels if target else None, named
+    names: list[str] = []
+    if target and (text or task == "classification"):
+        unique, labels = np.unique(labels.ravel(), return_inverse=True)
+        names = unique.astype(str).tolist()
+    return torch.from_numpy(X), labels if target else None, named, names
 
 
 def split(
@@ -1613,7 +1614,10 @@ def _fit_command(ctx: click.Context, **options: Any) -> None:
         if options["resume"]:
             click.echo(f"{folder} has nothing to resume yet: starting it", err=True)
     elif options["resume"]:
-        config = _resumed(options, given, read_checkpoint(folder / "last.pt")["config"])
+        config = read_checkpoint(folder / "last.pt")["config"]
+        if "outputs" not in config:
+            raise ValueError(f"{folder}/last.pt was not written by kit fit")
+        config = _resumed(options, given, config)
     elif options["overwrite"]:
         config = _defaults(options)
         for name in ("last.pt", "best.pt"):
@@ -1650,8 +1654,6 @@ def _defaults(options: dict) -> dict:
 
 def _resumed(options: dict, given: set[str], config: dict) -> dict:
     """The options of the saved run, but for those that may change on the way."""
-    if "outputs" not in config:
-        raise ValueError(f"{options['out']}/last.pt was not written by kit fit")
     free = {"epochs", "patience", "min_delta", "device", "workers", "save_every"}
     for name in sorted(given & config.keys() - free):
         if options[name] != config[name]:
@@ -1698,12 +1700,14 @@ def _model(config: Mapping, rows: Batch | None = None) -> nn.Module:
     """The model of a config, standardised by the rows; without, by a checkpoint."""
     torch.manual_seed(config["seed"])
     shape, outputs, name = config["shape"], config["outputs"], config["model"]
-    widths = [math.prod(shape), *(config["hidden"] if name == "mlp" else ()), outputs]
-    layers: list[nn.Module] = [nn.Flatten()] if len(shape) > 1 else []
-    for inputs, width in pairwise(widths):
-        layers += [nn.Linear(inputs, width), nn.ReLU()]
-    layers.pop()
-    if name not in ("linear", "mlp"):
+    layers: list[nn.Module] = []
+    if name in ("linear", "mlp"):
+        hidden = config["hidden"] if name == "mlp" else ()
+        for inputs, width in pairwise((math.prod(shape), *hidden, outputs)):
+            layers += [nn.ReLU(), nn.Linear(inputs, width)]
+        layers[0] = nn.Flatten()
+        layers = layers if len(shape) > 1 else layers[1:]
+    else:
         layers = [_import(name, shape if len(shape) > 1 else shape[0], outputs)]
     if config["data"]:
         X, y = rows or (torch.zeros(1, *shape), torch.zeros(1, outputs))
@@ -1828,6 +1832,9 @@ def _fit(config: dict, folder: Path, options: dict) -> None:
             go_on = f"python -m kit fit --out {folder} --resume"
             click.echo(f"\ninterrupted and saved; go on with: {go_on}", err=True)
         raise
+    if not (folder / "best.pt").exists():
+        what = "val_loss" if val else "train_loss"
+        raise FloatingPointError(f"no epoch had a finite {what}: lower the --lr")
     if not options["quiet"]:
         click.echo(_report(state, bare, parts, folder))
     if options["plot"] is not False:
@@ -1886,7 +1893,7 @@ def _report(state: State, model: nn.Module, parts: list[Batch], folder: Path) ->
         )
         tables.append(tabulate(learned, ["", "learned", "true"], floatfmt=".4f"))
     which = "weights of the last epoch"
-    if len(parts) == 3 and (folder / "best.pt").exists():  # chosen by val, not by test
+    if len(parts) == 3:  # val has chosen the epoch, test has seen nothing
         device, which = (
             _device(state.optimizer),
             f"epoch {_best(history, 'val_loss', 0)}",
