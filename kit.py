@@ -1403,11 +1403,11 @@ def plot_predictions(train: Batch, test: Batch, prediction: Tensor | None = None
     """
     figure = _figure(10, 7)
     axes = figure.subplots()
-    for (x, y), color, label in ((train, "b", "training"), (test, "g", "test")):
-        axes.scatter(x.cpu(), y.cpu(), s=16, color=color, label=f"{label} data")
+    axes.scatter(*(t.cpu() for t in train), s=16, color="b", label="training data")
+    axes.scatter(*(t.cpu() for t in test), s=40, color="g", label="test data")
     if prediction is not None:
-        x, y = test[0].cpu(), prediction.detach().cpu()
-        axes.scatter(x, y, s=16, color="r", label="prediction")
+        y = prediction.detach().cpu()
+        axes.scatter(test[0].cpu(), y, s=12, color="r", label="prediction")
     axes.set(xlabel="input", ylabel="target")
     axes.legend(frameon=False)
     return figure

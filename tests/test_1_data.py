@@ -432,7 +432,7 @@ BAD_CSV = {
     "a header of two lines": ('"a\nb",y\nx,2\n', "line 3", "'x' is not a number"),
     "no target": ("a,b\n1,2\n", "no column 'y'", "a, b"),
     "another separator": ("a;b;y\n1;2;3\n", "no column 'y'", "a;b;y"),
-    "only the target": ("y\n1\n2\n", "no column beside 'y'"),
+    "only the target": ("y\n1\n2\n", "no column beside", "'y'"),
     "only a header": ("a,b,y\n", "no rows"),
     "nothing at all": ("", "has no"),
     "one class": ("a,y\n1,cat\n2,cat\n", "y", "only one class", "'cat'"),
