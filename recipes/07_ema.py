@@ -43,8 +43,7 @@ class Averaged(nn.Module):
 
 def step(state, batch, *, loss_fn):
     state, sums = kit.train_step(state, batch, loss_fn=loss_fn)
-    if sums:  # else fp16 skipped the update
-        state.model.average.update_parameters(state.model.model)
+    state.model.average.update_parameters(state.model.model)
     return state, sums
 
 

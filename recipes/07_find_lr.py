@@ -40,12 +40,11 @@ def find_lr(state, loader, *, loss_fn, low=1e-5, high=1.0, steps=100):
     for batch in islice(chain.from_iterable(repeat(loader)), steps):
         rate = grow.get_last_lr()[0]
         state, sums = kit.train_step(state, batch, loss_fn=loss_fn)
-        if sums:  # else fp16 skipped the update
-            rates.append(rate)
-            mean = 0.9 * mean + 0.1 * float(sums["loss"] / sums["weight"])
-            losses.append(mean / (1 - 0.9 ** len(rates)))  # as the mean began at 0
-            if not losses[-1] < 4 * min(losses):
-                break
+        rates.append(rate)
+        mean = 0.9 * mean + 0.1 * float(sums["loss"] / sums["weight"])
+        losses.append(mean / (1 - 0.9 ** len(rates)))  # as the mean began at 0
+        if not losses[-1] < 4 * min(losses):
+            break
     return rates, losses
 
 
