@@ -47,6 +47,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from itertools import chain, islice, pairwise
 from pathlib import Path
+from types import FunctionType
 from typing import IO, Any, NamedTuple
 
 import click
@@ -281,7 +282,7 @@ def _read_npz(path, target, task, columns, classes):
     X = arrays["X"]
     labels = arrays[target] if target else np.zeros(X.shape[:1])
     fits = X.ndim > 1 and X.shape[1] and labels.shape[:1] == X.shape[:1]
-    text = labels.dtype.kind not in "fiub"
+    text = labels.dtype.kind not in "fiu"
     if not fits or X.dtype.kind not in "fiub" or (text and labels.size != len(X)):
         raise ValueError(
             f"{path.name}: X must be numbers (rows, columns ...), {target} a value for "
@@ -1700,6 +1701,8 @@ def _model(config: Mapping, rows: Batch | None = None) -> nn.Module:
     """The model of a config, standardised by the rows; without, by a checkpoint."""
     torch.manual_seed(config["seed"])
     shape, outputs, name = config["shape"], config["outputs"], config["model"]
+    if not all(type(number) is int for number in (*shape, outputs)):
+        raise ValueError(f"shape and outputs must be numbers, got {shape}, {outputs}")
     layers: list[nn.Module] = []
     if name in ("linear", "mlp"):
         hidden = config["hidden"] if name == "mlp" else ()
@@ -1722,7 +1725,10 @@ def _import(name: str, *arguments: Any) -> nn.Module:
     module, _, function = name.partition(":")
     sys.path.insert(0, os.getcwd())
     try:
-        model = getattr(importlib.import_module(module), function)(*arguments)
+        make = getattr(importlib.import_module(module), function)
+        if not isinstance(make, FunctionType | type):  # a checkpoint may name os:execv
+            raise TypeError(f"{function} is no Python function")
+        model = make(*arguments)
     except Exception as error:  # whatever a user's own code may raise
         what = f"{type(error).__name__}: {error}".split("\n")[0]
         raise ValueError(

@@ -275,8 +275,11 @@ def prepare():
 
 
 MODELS = """
+from math import prod
 from torch import nn
 def good(inputs, outputs): return nn.Linear(inputs, outputs)
+def picture(shape, outputs):
+    return nn.Sequential(nn.Flatten(), nn.Linear(prod(shape), outputs))
 def one(inputs): return nn.Linear(inputs, 1)
 def none(inputs, outputs): return None
 def fails(inputs, outputs): return {}["width"]
@@ -448,6 +451,14 @@ def test_images_of_an_npz_train_and_are_predicted(files):
     assert scores(call("evaluate", "images/best.pt"))["accuracy"] >= 0
     printed = call("predict", "images/best.pt", "--data", "images.npz").splitlines()
     assert len(printed) == 41 and printed[0] == "prediction,p_neg,p_pos"
+
+
+def test_a_model_of_your_own_gets_the_shape_of_images(files):
+    options = ("--data", "images.npz", "--target", "y", "--out", "own")
+    quick(*options, "--model", "models_of_mine:picture")
+    model = kit.read_checkpoint("own/best.pt")["model"]
+    assert (2, 18) in [tuple(tensor.shape) for tensor in model.values()]
+    assert "accuracy" in scores(call("evaluate", "own/best.pt"))
 
 
 def test_the_line_is_predicted_from_a_column_x(files):
@@ -782,6 +793,21 @@ def test_data_that_went_away_or_changed_is_named(files):
             assert len(result.stderr.splitlines()) == 1
         Path("gone.csv").touch()
     assert "y" in call("summary", "gone/best.pt")  # which needs no data
+
+
+@pytest.mark.parametrize("command", ["summary", "evaluate", "fit"])
+def test_a_checkpoint_can_call_nothing_but_what_makes_a_model(files, command):
+    content = torch.load("line/last.pt", weights_only=True)
+    content["config"] |= {
+        "model": "os:truncate",
+        "shape": ("in_the_way",),
+        "outputs": 0,
+    }
+    torch.save(content, "line/last.pt")  # all of it is of plain types
+    arguments = ["--out", "line", "--resume"] if command == "fit" else ["line/last.pt"]
+    result = CliRunner().invoke(kit.main, [command, *arguments])
+    assert Path("in_the_way").read_text() == "a file"
+    assert result.exit_code == 1 and len(result.stderr.splitlines()) == 1
 
 
 def test_a_diverged_run_keeps_the_last_good_checkpoint(files):

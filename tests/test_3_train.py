@@ -135,6 +135,33 @@ def test_a_parameter_without_a_gradient_is_left_alone():
     assert_equal_state(dict(model["unused"].state_dict()), dict(before))
 
 
+class TwoHeads(nn.Module):
+    """Uses the head that the batch asks for."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads = nn.ModuleDict({"a": nn.Linear(1, 1), "b": nn.Linear(1, 1)})
+
+    def forward(self, inputs):
+        return self.heads[inputs["head"]](inputs["x"])
+
+
+def test_momentum_does_not_move_a_parameter_that_the_batch_leaves_out():
+    hand = TwoHeads()
+    model = copy.deepcopy(hand)
+    hand_optimizer, optimizer = (
+        torch.optim.Adam(m.parameters(), lr=0.1) for m in (hand, model)
+    )
+    state = kit.make_state(model, optimizer)
+    x, y = kit.make_data()
+    for head in "aabbab":
+        hand_optimizer.zero_grad()
+        F.l1_loss(hand({"head": head, "x": x}), y).backward()
+        hand_optimizer.step()
+        state, _ = kit.train_step(state, ({"head": head, "x": x}, y), loss_fn=F.l1_loss)
+    assert_equal_state(dict(model.state_dict()), dict(hand.state_dict()))
+
+
 class Line(nn.Module):
     """Weight then bias, each drawn by torch.randn(1), as in the tutorial's section 3.3."""
 
@@ -542,6 +569,27 @@ def test_the_history_has_the_mean_gradient_norm_before_the_clip():
     assert norm == pytest.approx(sum(norms) / 23, rel=1e-6)
 
 
+def test_the_mean_gradient_norm_is_that_of_the_updates_that_fp16_made():
+    model = nn.Linear(6, 1)
+    state = kit.make_state(
+        kit.amp(model, "fp16"), torch.optim.SGD(model.parameters(), lr=0.0)
+    )
+    x, y = table(24)[0], torch.zeros(24, 1)
+    y[8:16] = 1e3  # the second batch of three is skipped
+    norms = []
+    for inputs, targets in zip(x.split(8), y.split(8)):
+        loss = F.mse_loss(model(inputs), targets)
+        gradient = torch.autograd.grad(loss, list(model.parameters()))
+        norms.append(nn.utils.get_total_norm(gradient).item())
+    step = partial(kit.train_step, clip=1e3)
+    loader = kit.make_loader((x, y), batch_size=8)
+    state = kit.fit(state, loader, loss_fn=F.mse_loss, epochs=1, step=step)
+    row = state.history[0]
+    assert row["train_skipped"] == pytest.approx(1 / 3)
+    expected = (norms[0] + norms[2]) / 2
+    assert row["train_grad_norm"] == pytest.approx(expected, rel=0.02)
+
+
 # PITFALLS 21
 @pytest.mark.parametrize("loss_fn", [F.l1_loss, lambda p, y: ((p - y).sum(), len(y))])
 @pytest.mark.parametrize("options", [{}, {"accumulate": 3}, {"clip": 1.0}])
@@ -625,18 +673,20 @@ def test_an_epoch_of_many_batches_loses_no_digits():
 
 # rule 4: sums travel, in float64
 def test_the_weights_of_many_batches_lose_no_digits():
-    def weighted_l1(prediction, target):  # the targets are the weights, float32
-        return (target * (prediction - 1).abs()).sum(), target.sum()
+    def weighted(prediction, target):  # the targets are the weights, float32
+        return (target * prediction).sum(), target.sum()
 
     y = torch.ones(301, 1)
     y[0] = 2.0**24
     model = nn.Linear(1, 1)
-    nn.init.zeros_(model.weight), nn.init.zeros_(model.bias)
+    nn.init.zeros_(model.weight), nn.init.ones_(model.bias)
     state = kit.make_state(model, torch.optim.SGD(model.parameters(), lr=0.0))
     loader = kit.make_loader((torch.zeros(301, 1), y), batch_size=1)
-    state = kit.fit(state, loader, loader, loss_fn=weighted_l1, epochs=1)
+    state = kit.fit(state, loader, loader, loss_fn=weighted, epochs=1)
     assert state.history[0]["train_loss"] == 1.0
     assert state.history[0]["val_loss"] == 1.0
+    _, sums = kit.train_step(state, (torch.zeros(301, 1), y), loss_fn=weighted)
+    assert sums["weight"].dtype == sums["loss"].dtype == torch.float64
 
 
 def test_accumulate_below_1_is_refused_in_one_line():

@@ -433,9 +433,14 @@ def test_a_run_killed_at_random_moments_ends_as_the_straight_one(child, same):
     command += ["--epochs", epochs, "--quiet", "--out"]
     straight = child(*command, "straight")
     last, rng, done = Path("killed/last.pt"), random.Random(0), 0
+
+    def position():
+        content = kit.read_checkpoint(last)  # raises where a kill broke the file
+        return content["step"], len(content["history"])
+
     while done < kills:
-        before = kit.read_checkpoint(last)["step"] if last.exists() else -1
-        assert before < steps, f"the run was over after {done} kills"
+        before = position() if last.exists() else (-1, 0)
+        assert before[0] < steps, f"the run was over after {done} kills"
         process = child(*command, "killed", "--resume")
         mark = last.stat().st_mtime_ns if last.exists() else None
         while not (last.exists() and last.stat().st_mtime_ns != mark):
@@ -445,7 +450,7 @@ def test_a_run_killed_at_random_moments_ends_as_the_straight_one(child, same):
         process.kill()
         process.communicate()
         done += 1
-        assert kit.read_checkpoint(last)["step"] > before
+        assert position() > before
     process = child(*command, "killed", "--resume")
     assert process.communicate() == ("", "") and process.returncode == 0
     assert straight.communicate() == ("", "") and straight.returncode == 0

@@ -1,7 +1,10 @@
 """Section 7: mixed precision, schedules, early stopping, seeds, and the end of a NaN."""
 
 import math
+import os
 import random
+import signal
+from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 
@@ -551,6 +554,31 @@ def test_a_fit_over_a_plain_loader_draws_anew_in_every_epoch(workers):
     assert len(values) == 24 and len(set(values)) == 24
 
 
+# PITFALLS 21
+def test_a_script_ends_though_its_loader_still_has_workers(child):
+    code = """
+import torch, kit
+
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, row):
+        return torch.tensor([float(row)])
+
+loader = kit.make_loader(Rows(), batch_size=2, workers=2)
+half_read = iter(loader)
+print(len(next(half_read)), flush=True)
+"""
+    process = child("-c", code, start_new_session=True)
+    try:
+        out, error = process.communicate(timeout=45)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert (process.returncode, out) == (0, "2\n"), error
+
+
 # ------------------------------------------------------------------ a NaN's end
 
 
@@ -681,3 +709,14 @@ def test_data_of_nothing_but_nan_stops_under_fp16_in_the_end(batch_size):
 def test_one_nan_row_stops_under_fp16_in_the_end(row):
     with pytest.raises(FloatingPointError, match="the loss became nan in epoch"):
         fp16_fit(with_nan(row), epochs=100)
+
+
+# PITFALLS 26
+def test_a_gradient_that_is_nan_at_every_step_stops_under_fp16_in_the_end():
+    model = mlp()
+    state = kit.make_state(
+        kit.amp(model, "fp16"), torch.optim.SGD(model.parameters(), lr=0.1)
+    )
+    model[0].weight.register_hook(lambda gradient: gradient * NAN)  # a finite loss
+    with pytest.raises(FloatingPointError, match="epoch"):
+        kit.fit(state, [table()], loss_fn=F.mse_loss, epochs=300)

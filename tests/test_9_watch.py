@@ -126,6 +126,13 @@ def test_rows_that_gained_a_validation_later_are_plotted_too():
     assert marks(figure.axes[0]) == [1]
 
 
+def test_rows_that_lost_their_validation_later_are_plotted_too():
+    rows = history(train_loss=[3.0, 2.0, 1.0])
+    rows[0]["val_loss"], rows[1]["val_loss"] = 1.0, 2.0
+    figure = kit.plot_history(rows)
+    assert set(lines(figure)) == {"train_loss", "val_loss", "lr"}
+
+
 def scale(key, **columns):
     return lines(kit.plot_history(history(**columns)))[key][0].get_yscale()
 

@@ -1,5 +1,6 @@
 """README's Python runs, in order, and prints what its comments say."""
 
+import os
 import re
 import runpy
 from pathlib import Path
@@ -24,3 +25,20 @@ def test_the_examples_print_what_they_say(capsys):
 def test_the_recipes_are_all_listed():
     recipes = {p.name for p in (README.parent / "recipes").glob("*.py")}
     assert recipes == set(re.findall(r"\(recipes/(\w+\.py)\)", README.read_text()))
+
+
+def test_importing_kit_costs_at_most_50_ms(child):
+    code = """
+import time, torch, numpy, click, tabulate
+start = time.perf_counter()
+import kit
+print(time.perf_counter() - start)
+"""
+    env = os.environ | {"PYTHONPATH": str(README.parent), "PYTHONPYCACHEPREFIX": "pyc"}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
+    times = []
+    for _ in range(5):  # the first one compiles
+        printed, errors = child("-c", code, env=env).communicate(timeout=60)
+        assert errors == ""
+        times.append(float(printed))
+    assert min(times) < 0.05
