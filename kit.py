@@ -1610,24 +1610,18 @@ def _fit_command(ctx: click.Context, **options: Any) -> None:
         options["data"] = str(Path(options["data"]).resolve())
     if options["resume"] and options["overwrite"]:
         raise click.UsageError("--resume and --overwrite exclude each other")
-    if not (folder / "last.pt").exists():
-        config = _defaults(options)
-        if options["resume"]:
-            click.echo(f"{folder} has nothing to resume yet: starting it", err=True)
-    elif options["resume"]:
-        config = read_checkpoint(folder / "last.pt")["config"]
-        if "outputs" not in config:
-            raise ValueError(f"{folder}/last.pt was not written by kit fit")
-        config = _resumed(options, given, config)
-    elif options["overwrite"]:
-        config = _defaults(options)
-        for name in ("last.pt", "best.pt"):
-            (folder / name).unlink(missing_ok=True)
-    else:
+    used = (folder / "last.pt").exists()
+    if used and not (options["resume"] or options["overwrite"]):
         raise click.UsageError(
             f"{folder} holds a run: go on with --resume, start anew with --overwrite, "
             "or name another folder with --out"
         )
+    if options["resume"] and not used:
+        click.echo(f"{folder} has nothing to resume yet: starting it", err=True)
+    if options["resume"] and used:
+        config = _resumed(options, given, _checked(folder / "last.pt")["config"])
+    else:
+        config = _defaults(options)
     _fit(config, folder, options)
 
 
@@ -1790,62 +1784,53 @@ def _pick_device(name: str) -> torch.device:
 def _fit(config: dict, folder: Path, options: dict) -> None:
     """Train as the config says, in the folder, and print how it goes."""
     parts, config = _tables(config)
-    load = partial(make_loader, seed=config["seed"], workers=config["workers"])
-    train = load(
-        parts[0], batch_size=config["batch_size"], shuffle=bool(config["data"])
-    )
+    load = partial(make_loader, batch_size=config["batch_size"], seed=config["seed"])
+    train = load(parts[0], shuffle=bool(config["data"]), workers=config["workers"])
     val = make_loader(parts[1], batch_size=4096) if len(parts) > 1 else None
-    bare = _model(config, parts[0]).to(_pick_device(config["device"]))
-    shape, must = tuple(predict(bare, parts[0][0][:2]).shape), (2, config["outputs"])
-    if shape != must:
-        raise ValueError(f"--model must give {must} for 2 rows, got {shape}")
-    optimizer = OPTIMIZERS[config["optimizer"]](
-        bare.parameters(), lr=config["lr"], weight_decay=config["weight_decay"]
-    )
-    scheduler = _scheduler(config, optimizer, config["epochs"] * len(train))
-    model = amp(bare, config["amp"]) if config["amp"] else bare
-    state = make_state(model, optimizer, scheduler=scheduler)
-    if (folder / "last.pt").exists():
-        state = load_checkpoint(state, folder / "last.pt")
+    model, state = _start(config, parts[0], config["epochs"] * len(train))
+    last, best = folder / "last.pt", folder / "best.pt"
+    if options["resume"] and last.exists():
+        state = load_checkpoint(state, last)
+    elif options["overwrite"]:
+        for path in (last, best):
+            path.unlink(missing_ok=True)
     state = state._replace(config=config)
-    text = json.dumps(config, indent=2) + "\n"
-    _write(folder / "config.json", lambda file: file.write(text.encode()))
+    _write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    key = "val_loss" if val else "train_loss"
+    patience, min_delta = config["patience"] or sys.maxsize, config["min_delta"]
+    stop = partial(early_stopping, patience=patience, min_delta=min_delta, key=key)
+    common = {"loss_fn": _loss(config, model), "epochs": config["epochs"]}
+    common |= {"metrics": metrics if config["data"] else None, "seed": config["seed"]}
+    common |= {"checkpoint": folder, "save_every": config["save_every"], "stop": stop}
     step = partial(train_step, accumulate=config["accumulate"], clip=config["clip"])
-    stop = partial(
-        early_stopping,
-        patience=config["patience"] or sys.maxsize,
-        min_delta=config["min_delta"],
-        key="val_loss" if val else "train_loss",
-    )
     try:
         with _progress(state, len(train), folder, options["quiet"]) as (count, watch):
-            state = fit(
-                state,
-                train,
-                val,
-                loss_fn=_loss(config, bare),
-                epochs=config["epochs"],
-                metrics=metrics if config["data"] else None,
-                step=count(step),
-                seed=config["seed"],
-                stop=stop,
-                on_epoch=watch,
-                checkpoint=folder,
-                save_every=config["save_every"],
-            )
+            state = fit(state, train, val, step=count(step), on_epoch=watch, **common)
     except (KeyboardInterrupt, SystemExit):
-        if (folder / "last.pt").exists():
+        if last.exists():
             go_on = f"python -m kit fit --out {folder} --resume"
             click.echo(f"\ninterrupted and saved; go on with: {go_on}", err=True)
         raise
-    if not (folder / "best.pt").exists():
-        what = "val_loss" if val else "train_loss"
-        raise FloatingPointError(f"no epoch had a finite {what}: lower the --lr")
+    if not best.exists():
+        raise FloatingPointError(f"no epoch had a finite {key}: lower the --lr")
     if not options["quiet"]:
-        click.echo(_report(state, bare, parts, folder))
+        click.echo(_report(state, model, parts, folder))
     if options["plot"] is not False:
         with nullcontext() if options["plot"] else suppress(ImportError):
             plot_history(state.history).savefig(folder / "curves.png")
+
+
+def _start(config: dict, rows: Batch, steps: int) -> tuple[nn.Module, State]:
+    """The bare model of a config, and the state of a run of so many steps."""
+    model = _model(config, rows).to(_pick_device(config["device"]))
+    shape, must = tuple(predict(model, rows[0][:2]).shape), (2, config["outputs"])
+    if shape != must:
+        raise ValueError(f"--model must give {must} for 2 rows, got {shape}")
+    options = {"lr": config["lr"], "weight_decay": config["weight_decay"]}
+    optimizer = OPTIMIZERS[config["optimizer"]](model.parameters(), **options)
+    scheduler = _scheduler(config, optimizer, steps)
+    wrapped = amp(model, config["amp"]) if config["amp"] else model
+    return model, make_state(wrapped, optimizer, scheduler=scheduler)
 
 
 @contextmanager
@@ -1866,7 +1851,7 @@ def _progress(state: State, steps: int, folder: Path, quiet: bool) -> Iterator[t
         return counted if terminal else step
 
     def watch(state: State) -> None:
-        _write(folder / "history.csv", lambda file: file.write(_csv(state.history)))
+        _write_text(folder / "history.csv", _csv(state.history))
         done, row = len(state.history), state.history[-1]
         losses = [f"{k} {v:.4g}" for k, v in row.items() if k.endswith("loss")]
         bar.label = "  ".join([f"epoch {done}/{epochs}", *losses])
@@ -1879,13 +1864,17 @@ def _progress(state: State, steps: int, folder: Path, quiet: bool) -> Iterator[t
         bar.render_progress()
 
 
-def _csv(rows: Sequence[Mapping]) -> bytes:
+def _write_text(path: Path, text: str) -> None:
+    _write(path, lambda file: file.write(text.encode()))
+
+
+def _csv(rows: Sequence[Mapping]) -> str:
     text = io.StringIO()
     names = list(dict.fromkeys(chain(*rows)))
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    return text.getvalue().encode()
+    return text.getvalue()
 
 
 def _report(state: State, model: nn.Module, parts: list[Batch], folder: Path) -> str:
@@ -1894,17 +1883,13 @@ def _report(state: State, model: nn.Module, parts: list[Batch], folder: Path) ->
     shown = sorted({round(i * (len(history) - 1) / 9) for i in range(10)})
     tables = [tabulate([history[i] for i in shown], headers="keys", floatfmt=".4g")]
     if not config["data"] and config["model"] == "linear":
-        learned = zip(
-            ("weight", "bias"), (p.item() for p in model.parameters()), (0.7, 0.3)
-        )
+        values = (p.item() for p in model.parameters())
+        learned = zip(("weight", "bias"), values, (0.7, 0.3))
         tables.append(tabulate(learned, ["", "learned", "true"], floatfmt=".4f"))
     which = "weights of the last epoch"
     if len(parts) == 3:  # val has chosen the epoch, test has seen nothing
-        device, which = (
-            _device(state.optimizer),
-            f"epoch {_best(history, 'val_loss', 0)}",
-        )
-        model = _open(folder / "best.pt")[0].to(device)
+        which = f"weights of epoch {_best(history, 'val_loss', 0)}"
+        model = _open(folder / "best.pt")[0].to(_device(state.optimizer))
     scores = _scores(model, config, parts[-1])
     tables.append(tabulate(scores.items(), [PARTS[len(parts)], which], floatfmt=".4g"))
     tables.append(f"{folder}: last.pt, best.pt, history.csv, config.json")
@@ -1916,16 +1901,21 @@ def _scores(model: nn.Module, config: Mapping, part: Batch) -> Row:
     return evaluate(model, loader, loss_fn=loss_fn, metrics=metrics)
 
 
-def _open(path: str | Path) -> tuple[nn.Module, dict]:
-    """The model of a checkpoint that `kit fit` wrote, with its weights, and its config."""
+def _checked(path: str | Path) -> dict[str, Any]:
+    """A checkpoint of `kit fit`, whose config says how to build its model."""
     content = read_checkpoint(path)
-    config = content["config"]
-    if "outputs" not in config:
+    if "outputs" not in content["config"]:
         raise ValueError(f"{path} was not written by kit fit, so its model is unknown")
-    model = _model(config)
+    return content
+
+
+def _open(path: str | Path) -> tuple[nn.Module, dict]:
+    """The model of a checkpoint of `kit fit`, with its weights, and its config."""
+    content = _checked(path)
+    model = _model(content["config"])
     _check_model(model, content["model"], Path(path).name)
     model.load_state_dict(content["model"])
-    return model, config | {"history": content["history"]}
+    return model, content["config"] | {"history": content["history"]}
 
 
 @main.command("evaluate")
@@ -1955,21 +1945,19 @@ def _predict_command(checkpoint: str, data: str, output: str | None) -> None:
     model, config = _open(checkpoint)
     table = _read_like(config, data, None)
     outputs = predict(model, make_loader((table.X,), batch_size=4096))
+    names: Sequence[str] = ["prediction"]
+    if outputs.shape[1] > 1:
+        names = [f"prediction_{i}" for i in range(outputs.shape[1])]
+    rows: list[dict] = [dict(zip(names, values)) for values in outputs.tolist()]
     if classes := config.get("classes"):
         logits = F.pad(outputs, (1, 0)) if outputs.shape[1] == 1 else outputs
+        names = [f"p_{name}" for name in classes]
         rows = [
-            {"prediction": classes[row.argmax()]}
-            | {f"p_{name}": p for name, p in zip(classes, row.tolist())}
+            {"prediction": classes[row.argmax()]} | dict(zip(names, row.tolist()))
             for row in logits.softmax(1)
         ]
-    else:
-        many = outputs.shape[1] > 1
-        names = [
-            f"prediction_{i}" if many else "prediction" for i in range(outputs.shape[1])
-        ]
-        rows = [dict(zip(names, values)) for values in outputs.tolist()]
     if output:
-        _write(Path(output), lambda file: file.write(_csv(rows)))
+        _write_text(Path(output), _csv(rows))
     else:
         click.echo(_csv(rows), nl=False)
 

@@ -829,3 +829,13 @@ def test_a_real_process_prints_one_line_and_exits_with_the_code():
     printed, errors = finish("-m", "kit", *arguments, code=1)
     assert printed == "" and errors.startswith("Error: ") and "no.csv" in errors
     assert errors.count("\n") == 1
+
+
+def test_an_overwrite_that_cannot_begin_leaves_the_old_run(files):
+    before = Path("reg/last.pt").read_bytes(), Path("reg/best.pt").read_bytes()
+    for mistake in (["--data", "word.csv"], ["--model", "no_such:model"]):
+        options = ["--data", "reg.csv", "--target", "y", *mistake]
+        arguments = ["fit", *options, "--out", "reg", "--overwrite"]
+        assert CliRunner().invoke(kit.main, arguments).exit_code == 1
+        after = Path("reg/last.pt").read_bytes(), Path("reg/best.pt").read_bytes()
+        assert after == before
