@@ -26,6 +26,7 @@ The sections carry the numbers of the tutorial, the recipes and the tests:
 
 from __future__ import annotations
 
+import copy
 import csv
 import importlib
 import io
@@ -45,7 +46,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
-from itertools import chain, islice, pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from types import FunctionType
 from typing import IO, Any, NamedTuple
@@ -233,7 +234,7 @@ def _cells(rows, wanted, label, task, classes, numbers) -> Iterator[float]:
             values = [float(row[i]) for i in wanted.values()]
         except ValueError:
             values = [math.nan]
-        if not (abs(sum(values)) <= FLOAT32_MAX >= max(map(abs, values))):
+        if not all(abs(value) <= FLOAT32_MAX for value in values):
             _blame(where, {name: row[i].strip() for name, i in wanted.items()})
         yield from values
         if label:
@@ -339,7 +340,8 @@ def split(
         )
     if stratify is not None:  # deal out each class evenly along the order
         order = torch.arange(n) if order is None else order
-        _, at, counts = stratify[order].unique(return_inverse=True, return_counts=True)
+        labels = stratify.flatten()[order]
+        _, at, counts = labels.unique(return_inverse=True, return_counts=True)
         nth = F.one_hot(at).cumsum(0).gather(1, at[:, None])[:, 0]
         order = order[((nth - 0.5) / counts[at]).argsort(stable=True)]
     if isinstance(data, Dataset):
@@ -467,7 +469,7 @@ def _kept_random() -> Iterator[None]:
 
 def _hash(*numbers: int) -> int:
     """One 32-bit seed of several numbers, the same everywhere and always."""
-    return zlib.crc32(repr(numbers).encode())
+    return zlib.crc32(repr(tuple(map(int, numbers))).encode())
 
 
 def _same(batch: Any) -> Any:
@@ -507,7 +509,7 @@ class State(NamedTuple):
     optimizer: torch.optim.Optimizer
     scheduler: Any = None  # any of torch.optim.lr_scheduler
     scaler: torch.amp.GradScaler = torch.amp.GradScaler("cpu", enabled=False)
-    step: int = 0  # batches eaten
+    step: int = 0  # batches trained on
     sums: Sums = {}  # of the running epoch  # noqa: RUF012
     history: tuple[Row, ...] = ()  # a row for each finished epoch
     per_step: bool = False  # whether the scheduler advances by step, not by epoch
@@ -548,8 +550,8 @@ def make_state(
         isinstance(m, _Amp) and m.dtype == torch.float16 for m in model.modules()
     )
     scaler = torch.amp.GradScaler(_device(optimizer).type, enabled=fp16)
-    empty: dict = {"sums": {}, "config": {}}
-    return State(model, optimizer, scheduler, scaler, per_step=per_step, **empty)
+    state = State(model, optimizer, scheduler, scaler, sums={}, config={})
+    return state._replace(per_step=per_step)
 
 
 def _device(optimizer: torch.optim.Optimizer) -> torch.device:
@@ -589,8 +591,7 @@ def summary(model: nn.Module) -> str:
     model, rows = _bare(model), []
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         trains = "yes" if tensor.requires_grad else "no"
-        if isinstance(tensor, nn.Parameter) is False:
-            trains = "buffer"
+        trains = trains if isinstance(tensor, nn.Parameter) else "buffer"
         values = [f"{v:.4g}" for v in tensor.detach().flatten()[:4].tolist()]
         if tensor.numel() > 4:
             wide = tensor.detach().double()
@@ -619,8 +620,9 @@ def train_step(
 
     inputs (N, ...), or a dict of such, and targets (N, ...) go to the optimizer's
     device. Every piece weighs by its samples, or by the weight that loss_fn returns
-    beside the total, so that the gradient is the whole batch's; not where the forward
-    sees the batch or draws (BatchNorm, which also needs 2 rows a piece, dropout). clip is the largest norm of the
+    beside the total, so that the gradient is the whole batch's, unless the forward
+    depends on the rest of the batch (BatchNorm, which also needs 2 rows a piece) or
+    on random draws (dropout). clip is the largest norm of the
     gradient, or a function of the parameters such as partial(clip_grad_value_,
     clip_value=1.0). The sums are totals over samples: loss, weight, the grad_norm
     where clip gives one, and under fp16 the share of skipped updates.
@@ -660,7 +662,7 @@ def train_step(
     if scaler.is_enabled():
         sums["skipped"] = skipped * sums["weight"]
     if skipped:
-        sums.pop("grad_norm", None)
+        sums.pop("grad_norm", None)  # infinite or NaN; _means knows
     if state.per_step and not skipped:
         state.scheduler.step()
     return state._replace(step=state.step + 1), sums
@@ -738,8 +740,8 @@ def evaluate(
     """
     sums: Sums = {}
     outputs = []
-    ours = isinstance(getattr(loader, "sampler", None), _Order)  # leaves them alone
-    with nullcontext() if ours else _kept_random():
+    _check_loader(loader)
+    with _kept_random():  # a plain DataLoader draws, and so may a model
         for batch in loader:
             part = eval_step(model, batch, loss_fn=loss_fn, metrics=metrics)
             outputs += part.pop("outputs", [])
@@ -763,6 +765,7 @@ def predict(model: nn.Module, inputs: Any) -> Tensor:
     torch.Size([2, 1])
     """
     batches = [inputs] if isinstance(inputs, Tensor | dict) else inputs
+    _check_loader(batches)
     device, outputs = _model_device(model), []
     for batch in batches:
         inputs = batch[0] if isinstance(batch, tuple | list) else batch
@@ -799,7 +802,11 @@ def _means(sums: Sums, prefix: str = "") -> Row:
     """Every total over the weight; this is where an epoch's sums are read."""
     numbers = {k: float(v) for k, v in sums.items()}
     weight = numbers.pop("weight", 0) or math.nan
-    return {prefix + k: total / weight for k, total in numbers.items()}
+    row = {prefix + k: total / weight for k, total in numbers.items()}
+    if "grad_norm" in numbers:  # of the updates that were made
+        made = weight - numbers.get("skipped", 0)
+        row[prefix + "grad_norm"] = numbers["grad_norm"] / made
+    return row
 
 
 # ---------------------------------------------------------------- 5 checkpoint
@@ -858,10 +865,15 @@ def load_checkpoint(state: State, path: str | Path) -> State:
     own = {_plain_key(key): key for key in bare.state_dict()}
     _check_model(bare, content["model"], name)
     _check_kinds(state, content, name)
+    if state.scheduler is not None:
+        before = copy.deepcopy(state.scheduler.state_dict())
+        try:
+            state.scheduler.load_state_dict(content["scheduler"])
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            state.scheduler.load_state_dict(before)
+            raise ValueError(f"the scheduler does not fit {name}: {error}") from error
     bare.load_state_dict({own[key]: value for key, value in content["model"].items()})
     state.optimizer.load_state_dict(content["optimizer"])
-    if state.scheduler is not None:
-        state.scheduler.load_state_dict(content["scheduler"])
     if state.scaler.is_enabled() and content["scaler"]:
         state.scaler.load_state_dict(content["scaler"])
     return state._replace(
@@ -888,7 +900,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path} has format {made}, but this kit.py reads up to {FORMAT}: take "
             "the newer kit.py"
         )
-    if not {"model", "optimizer", "history", "config"} <= content.keys():
+    parts = {"model", "optimizer", "scheduler", "scaler", "kinds"}
+    if not parts | {"step", "sums", "history", "config"} <= content.keys():
         raise ValueError(f"{path} is no whole checkpoint of kit")
     return content
 
@@ -1020,9 +1033,9 @@ def run(
 ) -> Iterator[State]:
     """Yield the state after every epoch, until `epochs` are in its history.
 
-    The loop is yours: its body is the callback, `break` is early stopping. What is
-    drawn at a step (dropout, noise) is a function of (seed, step), so it is the same
-    after a resume. Source: tutorial 3.5.
+    The loop is yours: its body is the callback, `break` is early stopping. torch's
+    global generators are seeded before every step by (seed, step), so that what is
+    drawn (dropout, noise) is the same after a resume. Source: tutorial 3.5.
 
     >>> model = nn.Linear(1, 1)
     >>> state = make_state(model, torch.optim.SGD(model.parameters(), lr=0.01))
@@ -1032,15 +1045,20 @@ def run(
     1 2
     2 3
     """
-    epoch = len(state.history)
+    done = len(state.history)
     for now in _steps(state, train, val, loss_fn, epochs, metrics, step, seed):
-        if len(now.history) > epoch:
-            epoch += 1
+        if len(now.history) > done:
+            done += 1
             yield now
 
 
-def _steps(state, train, val, loss_fn, epochs, metrics, step, seed) -> Iterator[State]:
-    """Yield the state after every step, and once more after every epoch."""
+def _steps(
+    state, train, val, loss_fn, epochs, metrics, step, seed, caught=()
+) -> Iterator[State]:
+    """Yield the state after every step, and once more after every epoch.
+
+    Anything in caught, a list that signals fill, leaves the evaluation.
+    """
     device = _device(state.optimizer)
     while (epoch := len(state.history)) < epochs:
         if not _bare(state.model).training:
@@ -1049,6 +1067,10 @@ def _steps(state, train, val, loss_fn, epochs, metrics, step, seed) -> Iterator[
         first = int(state.history[-1]["step"]) if epoch else 0
         _seed(device, seed, -1, epoch)
         batches = _batches(train, epoch, state.step - first)
+        if not _is_ours(train):  # it draws its order, and its rows, as it goes
+            for past in range(first, state.step):
+                _seed(device, seed, past)
+                next(batches, None)
         while True:
             _seed(device, seed, state.step)
             if (batch := next(batches, None)) is None:
@@ -1065,7 +1087,8 @@ def _steps(state, train, val, loss_fn, epochs, metrics, step, seed) -> Iterator[
         row = {"epoch": epoch, "step": state.step, "lr": float(lr)}
         row |= _means(state.sums, "train_")
         if val is not None:
-            scores = evaluate(state.model, val, loss_fn=loss_fn, metrics=metrics)
+            seen = _until(caught, _batches(val, epoch, 0))
+            scores = evaluate(state.model, seen, loss_fn=loss_fn, metrics=metrics)
             row |= {f"val_{key}": value for key, value in scores.items()}
         if row.get("train_skipped", 0) < 1 and not state.per_step:
             _advance(state.scheduler, row.get("val_loss", row.get("train_loss", 0.0)))
@@ -1074,16 +1097,32 @@ def _steps(state, train, val, loss_fn, epochs, metrics, step, seed) -> Iterator[
         yield state
 
 
-def _batches(loader: Iterable[Batch], epoch: int, eaten: int) -> Iterator[Batch]:
-    """The epoch's batches from position `eaten` on; make_loader's skip unread."""
-    order: Any = getattr(loader, "sampler", None)
-    if isinstance(order, _Order):
-        order.epoch, order.start = epoch, eaten
-        return iter(loader)
-    for sampler in (order, getattr(loader, "batch_sampler", None)):
-        if set_epoch := getattr(sampler, "set_epoch", None):
+def _batches(loader: Iterable[Batch], epoch: int, start: int) -> Iterator[Batch]:
+    """The epoch's batches; make_loader's from position start on, unread till there."""
+    _check_loader(loader)
+    for sampler in (getattr(loader, n, None) for n in ("sampler", "batch_sampler")):
+        if isinstance(sampler, _Order):
+            sampler.epoch, sampler.start = epoch, start
+        elif set_epoch := getattr(sampler, "set_epoch", None):
             set_epoch(epoch)
-    return islice(iter(loader), eaten, None)
+    return iter(loader)
+
+
+def _is_ours(loader: Any) -> bool:
+    return isinstance(getattr(loader, "sampler", None), _Order)
+
+
+def _check_loader(loader: Any) -> None:
+    if isinstance(loader, Tensor | tuple):
+        kind = type(loader).__name__
+        raise TypeError(f"loader must give batches, got a {kind}: make_loader(data)")
+
+
+def _until(caught: Sequence[int], batches: Iterable[Batch]) -> Iterator[Batch]:
+    for batch in batches:
+        if caught:
+            raise _Interrupted
+        yield batch
 
 
 def _seed(device: torch.device, *numbers: int) -> None:
@@ -1130,9 +1169,9 @@ def fit(
 
     stop(history) ends the run early; on_epoch(state) watches it. checkpoint names a
     folder, which then holds last.pt, written after every epoch and every save_every
-    steps, and best.pt, of the lowest val_loss (train_loss without val). A first
-    SIGINT or SIGTERM finishes the step, saves, and raises KeyboardInterrupt or
-    SystemExit(143); a second one acts at once.
+    steps, and best.pt, of the lowest val_loss (train_loss without val). With it, and
+    in the main thread, a first SIGINT or SIGTERM finishes the step, saves, and raises
+    KeyboardInterrupt or SystemExit(143); a second one acts at once.
 
     Raises FileExistsError when the folder holds a run that state does not go on from,
     FloatingPointError when the loss becomes NaN or infinite. Source: tutorial 3.5, 6.
@@ -1145,17 +1184,17 @@ def fit(
     """
     stop = stop or (lambda history: False)
     last = Path(checkpoint) / "last.pt" if checkpoint else None
-    if last and last.exists() and not state.step:
+    if last and last.exists() and not _goes_on(state, read_checkpoint(last)):
         raise FileExistsError(
-            f"{last} is there already: go on from it with load_checkpoint, or name "
-            "another folder"
+            f"{last} is there already, of another run: go on from it with "
+            "load_checkpoint, or name another folder"
         )
     if stop(state.history):
         return state
     now, epoch = state, len(state.history)
     with _interrupts(catch=last is not None) as caught, suppress(_Interrupted):
-        val = val if val is None else _Until(caught, val)
-        for now in _steps(state, train, val, loss_fn, epochs, metrics, step, seed):
+        parts = (state, train, val, loss_fn, epochs, metrics, step, seed, caught)
+        for now in _steps(*parts):
             finished = len(now.history) > epoch
             epoch = len(now.history)
             if last and (finished or (save_every and now.step % save_every == 0)):
@@ -1168,6 +1207,12 @@ def fit(
         _save(now, last, finished=False)
         _die(caught[0])
     return now
+
+
+def _goes_on(state: State, saved: dict[str, Any]) -> bool:
+    """Whether the state comes from what was saved, or from what came of that."""
+    rows = list(state.history[: len(saved["history"])])
+    return state.step >= saved["step"] > 0 and repr(rows) == repr(saved["history"])
 
 
 def _save(state: State, last: Path, finished: bool) -> None:
@@ -1188,19 +1233,6 @@ def _save(state: State, last: Path, finished: bool) -> None:
 
 class _Interrupted(Exception):
     """Leaves an evaluation, which has nothing to save."""
-
-
-class _Until:
-    """A loader that is left, between two batches, once anything is caught."""
-
-    def __init__(self, caught: list[int], loader: Iterable[Batch]):
-        self.caught, self.loader = caught, loader
-
-    def __iter__(self) -> Iterator[Batch]:
-        for batch in self.loader:
-            if self.caught:
-                raise _Interrupted
-            yield batch
 
 
 @contextmanager
@@ -1550,16 +1582,12 @@ _count, _natural = click.IntRange(min=1), click.IntRange(0, 2**63 - 1)
 _positive, _path = _Number(min=0, min_open=True), click.Path()
 
 
-def _choice(*names: str) -> click.Choice:
-    return click.Choice(names)
-
-
 @main.command("fit")
 @click.option("--data", type=_path, help="A .csv with a header, or an .npz.")
 @click.option("--target", help="The column, or array of the .npz, to predict.")
 @click.option(
     "--task",
-    type=_choice("regression", "classification"),
+    type=click.Choice(["regression", "classification"]),
     help="Default: by the target.",
 )
 @click.option("--model", help="linear, mlp, or MODULE:FUNCTION(inputs, outputs).")
@@ -1570,11 +1598,13 @@ def _choice(*names: str) -> click.Choice:
 @click.option("--batch-size", type=_count, help="Default: 32; all rows for the line.")
 @click.option(
     "--loss",
-    type=_choice(*LOSSES),
+    type=click.Choice(list(LOSSES)),
     help="Default: mse or cross_entropy; l1 for the line.",
 )
 @click.option(
-    "--optimizer", type=_choice(*OPTIMIZERS), help="Default: adam; sgd for the line."
+    "--optimizer",
+    type=click.Choice(list(OPTIMIZERS)),
+    help="Default: adam; sgd for the line.",
 )
 @click.option("--lr", type=_positive, help="Default: 0.001; 0.01 for the line.")
 @click.option(
@@ -1583,7 +1613,7 @@ def _choice(*names: str) -> click.Choice:
 @click.option("--scheduler", metavar="NAME[:KEY=VALUE,...]", help=", ".join(SCHEDULERS))
 @click.option("--accumulate", type=_count, default=1, help="Pieces to eat a batch in.")
 @click.option("--clip", type=_positive, help="Largest norm of the gradient.")
-@click.option("--amp", type=_choice("bf16", "fp16"), help="Mixed precision.")
+@click.option("--amp", type=click.Choice(["bf16", "fp16"]), help="Mixed precision.")
 @click.option("--patience", type=_natural, help="Epochs without gain; 0: no limit.")
 @click.option(
     "--min-delta", type=_Number(min=0), default=0.0, help="The least that is a gain."
@@ -1656,6 +1686,13 @@ def _resumed(options: dict, given: set[str], config: dict) -> dict:
                 f"--{name.replace('_', '-')} must stay {config[name]} in a resumed "
                 f"run, got {options[name]}"
             )
+    length = options["epochs"] if "epochs" in given else config["epochs"]
+    fixed = (config["scheduler"] or "").startswith(("cosine", "onecycle"))
+    if fixed and length != config["epochs"]:
+        raise click.UsageError(
+            f"--epochs must stay {config['epochs']}, which {config['scheduler']} was "
+            f"made for, got {length}"
+        )
     return config | {name: options[name] for name in given & free}
 
 
@@ -1675,6 +1712,9 @@ def _tables(config: dict) -> tuple[list[Batch], dict]:
     outputs = 1 if loss == "bce" else len(table.classes) or math.prod(table.y.shape[1:])
     facts = {"task": kind, "loss": loss, "columns": table.columns, "outputs": outputs}
     facts |= {"classes": table.classes, "shape": tuple(table.X.shape[1:])}
+    facts["crc"] = zlib.crc32(table.y.numpy().tobytes(), len(table.X))
+    if config.get("crc", facts["crc"]) != facts["crc"]:
+        raise ValueError(f"{config['data']} has changed since the run began")
     data, labels = (table.X, table.y), table.y if table.classes else None
     seed = config["seed"] if config["data"] else None
     parts = split(data, ratios=config["ratios"], seed=seed, stratify=labels)

@@ -4,8 +4,10 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -839,3 +841,27 @@ def test_an_overwrite_that_cannot_begin_leaves_the_old_run(files):
         assert CliRunner().invoke(kit.main, arguments).exit_code == 1
         after = Path("reg/last.pt").read_bytes(), Path("reg/best.pt").read_bytes()
         assert after == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_says_how_to_go_on_and_what_it_says_works(  # PITFALLS 18, 19
+    number, child, same
+):
+    options = ("-m", "kit", "fit", "--no-plot", "--epochs", 600)
+    process = child(*options, "--out", "run")
+    while not Path("run/last.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert errors.splitlines() == [
+        "",
+        "interrupted and saved; go on with: python -m kit fit --out run --resume",
+    ]
+    done = len(kit.read_checkpoint("run/last.pt")["history"])
+    assert 0 < done < 600
+    go_on = errors.split("go on with: python ")[1].split()
+    for process in (child(*go_on), child(*options, "--out", "other")):
+        assert process.communicate(timeout=120)[1] == "" and process.returncode == 0
+    assert same("run/last.pt", "other/last.pt")

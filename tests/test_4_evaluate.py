@@ -207,6 +207,18 @@ def test_evaluation_leaves_the_global_random_numbers_where_they_were(loader):
 
 
 # PITFALLS 20
+def test_a_model_that_draws_in_eval_mode_leaves_the_random_numbers_too():
+    class AlwaysDrops(nn.Module):
+        def forward(self, x):
+            return F.dropout(x, 0.5, training=True)
+
+    loader = kit.make_loader((torch.ones(8, 1), torch.ones(8, 1)))
+    before = torch.get_rng_state()
+    kit.evaluate(AlwaysDrops(), loader, loss_fn=F.l1_loss)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# PITFALLS 20
 @pytest.mark.parametrize("wrap", ["bare", "amp", "compiled"])
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_mode_of_every_module_is_the_same_before_and_after(wrap, fails):

@@ -469,3 +469,49 @@ def test_deep_copies_of_a_state_train_apart():
     assert not torch.equal(before.model[0].weight, state.model[0].weight)
     held = {id(p) for p in before.model.parameters()}
     assert held == {id(p) for p in before.optimizer.param_groups[0]["params"]}
+
+
+class Drawing(torch.utils.data.Dataset):
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, row):
+        return torch.full((3,), row / 20) + torch.randn(3), torch.ones(1)
+
+
+@pytest.mark.parametrize("kind", ["ours", "plain"])
+def test_a_resume_is_exact_where_both_loaders_draw_and_shuffle(kind, same):
+    def loader(seed):
+        if kind == "ours":
+            return kit.make_loader(Drawing(), batch_size=4, shuffle=True, seed=seed)
+        return torch.utils.data.DataLoader(Drawing(), batch_size=4, shuffle=True)
+
+    fit = partial(kit.fit, loss_fn=MSE, epochs=4)
+    straight = fit(make_state(), loader(0), loader(1))
+    kit.save_checkpoint(straight, "straight.pt")
+    pair = loader(0), loader(1)
+    steps = kit._steps(make_state(), *pair, MSE, 4, None, kit.train_step, 0)
+    for _, state in zip(range(9), steps):  # 5 steps, an epoch, 3 steps
+        kit.save_checkpoint(state, "mid.pt")
+    steps.close()
+    resumed = fit(kit.load_checkpoint(make_state(), "mid.pt"), loader(0), loader(1))
+    assert same(kit.save_checkpoint(resumed, "resumed.pt"), "straight.pt")
+
+
+def test_a_state_of_another_run_does_not_overwrite_a_folder():  # PITFALLS 22
+    fit = partial(kit.fit, loss_fn=MSE)
+    fit(make_state(), *loaders(), epochs=4, checkpoint="run")
+    other = fit(make_state(), *loaders(), epochs=1, seed=7)
+    with pytest.raises(FileExistsError, match="of another run"):
+        fit(other, *loaders(), epochs=5, checkpoint="run")
+    assert len(kit.read_checkpoint("run/last.pt")["history"]) == 4
+
+
+def test_data_in_place_of_a_loader_is_one_clear_line():
+    for call in (
+        lambda: kit.fit(make_state(), data(), loss_fn=MSE, epochs=1),
+        lambda: kit.evaluate(make_model(), data(), loss_fn=MSE),
+        lambda: kit.predict(make_model(), data()),
+    ):
+        with pytest.raises(TypeError, match=r"got a tuple: make_loader\(data\)"):
+            call()

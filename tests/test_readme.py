@@ -1,11 +1,14 @@
 """README's Python runs, in order, and prints what its comments say."""
 
+import configparser
 import os
 import re
 import runpy
+import tomllib
 from pathlib import Path
 
 README = Path(__file__).parents[1] / "README.md"
+KIT = README.with_name("kit.py")
 
 
 def blocks(language):
@@ -42,3 +45,16 @@ print(time.perf_counter() - start)
         assert errors == ""
         times.append(float(printed))
     assert min(times) < 0.05
+
+
+def test_the_script_block_names_what_the_package_needs():
+    block = re.search(r"# /// script\n(.*?)# ///", KIT.read_text(), re.DOTALL)[1]
+    script = tomllib.loads(block.replace("# ", ""))
+    config = configparser.ConfigParser()
+    config.read(KIT.with_name("setup.cfg"))
+    needs = config["options"]["install_requires"].split()
+    assert script["dependencies"] == needs
+    assert script["requires-python"] == config["options"]["python_requires"]
+    assert {re.match(r"\w+", need)[0] for need in needs} == {
+        "torch", "numpy", "click", "tabulate",
+    }  # fmt: skip
