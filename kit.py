@@ -401,7 +401,7 @@ def make_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available() and not ready,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_ignore_interrupt,
         generator=torch.Generator(),  # or each epoch would draw from the global one
     )
 
@@ -476,10 +476,9 @@ def _same(batch: Any) -> Any:
     return batch
 
 
-def _ignore_signals(worker: int) -> None:
-    """Workers end with the loader, not with a Ctrl-C that the terminal sends to all."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _ignore_interrupt(worker: int) -> None:
+    """Workers end with the loader, not with the Ctrl-C that a terminal sends to all."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _at_least(name: str, value: float, least: float) -> None:
@@ -1141,6 +1140,8 @@ def _advance(scheduler: Any, value: float) -> None:
 def _check_loss(state: State) -> None:
     """Raise FloatingPointError once the epoch's loss is NaN or infinite."""
     loss = float(state.sums.get("loss", 0.0))
+    if state.scaler.is_enabled() and state.scaler.get_scale() < 2.0**-40:
+        loss = math.nan  # of the gradient, at every step
     if not math.isfinite(loss):
         raise FloatingPointError(
             f"the loss became {loss} in epoch {len(state.history)}, by step "
@@ -1192,7 +1193,7 @@ def fit(
     if stop(state.history):
         return state
     now, epoch = state, len(state.history)
-    with _interrupts(catch=last is not None) as caught, suppress(_Interrupted):
+    with _interrupts(catch=last is not None) as caught:
         parts = (state, train, val, loss_fn, epochs, metrics, step, seed, caught)
         for now in _steps(*parts):
             finished = len(now.history) > epoch
@@ -1251,6 +1252,11 @@ def _interrupts(*, catch: bool) -> Iterator[list[int]]:
     before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield caught
+    except _Interrupted:
+        pass
+    except RuntimeError:  # of a loader whose worker the same signal has ended
+        if not caught:
+            raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -590,6 +590,22 @@ def test_the_mean_gradient_norm_is_that_of_the_updates_that_fp16_made():
     assert row["train_grad_norm"] == pytest.approx(expected, rel=0.02)
 
 
+def test_an_epoch_of_a_skipped_update_and_one_of_weight_0_has_no_gradient_norm():
+    state = fp16_state()
+    x, y = table(16)
+    y[8:] = -1  # the second batch weighs nothing
+
+    def steep(prediction, target):  # and the first one overflows fp16
+        total, weight = weighted(prediction, target)
+        return total * 1e6, weight
+
+    loader = kit.make_loader((x, y), batch_size=8)
+    step = partial(kit.train_step, clip=1.0)
+    state = kit.fit(state, loader, loss_fn=steep, epochs=1, step=step)
+    assert state.history[0]["train_skipped"] == 1
+    assert math.isnan(state.history[0]["train_grad_norm"])
+
+
 # PITFALLS 21
 @pytest.mark.parametrize("loss_fn", [F.l1_loss, lambda p, y: ((p - y).sum(), len(y))])
 @pytest.mark.parametrize("options", [{}, {"accumulate": 3}, {"clip": 1.0}])

@@ -515,3 +515,38 @@ def test_data_in_place_of_a_loader_is_one_clear_line():
     ):
         with pytest.raises(TypeError, match=r"got a tuple: make_loader\(data\)"):
             call()
+
+
+WORKERS = """
+import torch, kit
+from torch import nn
+
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1000
+
+    def __getitem__(self, row):
+        return torch.rand(3), torch.ones(1)
+
+train = kit.make_loader(Rows(), batch_size=2, workers=2)
+model = nn.Linear(3, 1)
+state = kit.make_state(model, torch.optim.SGD(model.parameters(), lr=0.01))
+
+def step(state, batch, *, loss_fn):
+    if state.step == 3:
+        print("now", flush=True)
+    return kit.train_step(state, batch, loss_fn=loss_fn)
+
+kit.fit(state, train, loss_fn=nn.functional.mse_loss, epochs=1000, step=step,
+        checkpoint="run")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_workers_too_saves_and_ends(number, child):  # PITFALLS 18, 19
+    process = child("-c", WORKERS, start_new_session=True)
+    assert process.stdout.readline() == "now\n"
+    os.killpg(process.pid, number)
+    process.communicate(timeout=60)
+    assert process.returncode == (143 if number == signal.SIGTERM else -number)
+    assert kit.read_checkpoint("run/last.pt")["step"] >= 3

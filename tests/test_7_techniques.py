@@ -331,6 +331,30 @@ def test_a_plateau_schedule_is_stepped_once_per_validation_with_its_value(valida
     assert max(bad) > 1 and optimizer.param_groups[0]["lr"] < 0.2
 
 
+def test_a_resume_from_an_epochs_last_step_advances_the_schedule_as_ever(tmp_path):
+    def fresh():
+        model = mlp()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        scheduler = lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+        return kit.make_state(model, optimizer, scheduler=scheduler)
+
+    def interrupted():  # in the first validation, so that the epoch has no row yet
+        raise InterruptedError
+        yield
+
+    train = kit.make_loader(table(), batch_size=32)
+    options = {"loss_fn": F.mse_loss, "epochs": 3}
+    straight = kit.fit(fresh(), train, [table(20)], **options)
+    saving = {"checkpoint": tmp_path, "save_every": STEPS}
+    with pytest.raises(InterruptedError):
+        kit.fit(fresh(), train, interrupted(), **options, **saving)
+    state = kit.load_checkpoint(fresh(), tmp_path / "last.pt")
+    assert state.step == STEPS and not state.history
+    state = kit.fit(state, train, [table(20)], **options)  # torch must not warn
+    for row, expected in zip(state.history, straight.history, strict=True):
+        assert row | {"seconds": 0} == expected | {"seconds": 0}
+
+
 def test_a_schedule_by_step_that_cannot_be_is_refused_when_the_state_is_made():
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
