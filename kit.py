@@ -133,13 +133,17 @@ def read_table(
     columns: tuple[str, ...] = (),
     classes: tuple[str, ...] = (),
 ) -> Table:
-    """Read a .csv (a header, numbers, the target by name) or an .npz (X, and target).
+    r"""Read a .csv (a header, numbers, the target by name) or an .npz (X, and target).
 
     A target of text is a classification, its classes in sorted order; one of numbers
     is a regression, unless task="classification". Give the columns and classes of an
     earlier Table to read another file the same way. Without target, y is None.
 
     Raises ValueError with file, line and column for a cell that is not a number.
+
+    >>> size = Path("houses.csv").write_text("rooms,price\n3,200\n4,250\n")
+    >>> read_table("houses.csv", target="price").y.tolist()
+    [[200.0], [250.0]]
     """
     path = Path(path)
     readers = {".csv": _read_csv, ".npz": _read_npz}
@@ -888,6 +892,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Every byte is checked against the file's checksums, and only plain types are read.
     Raises ValueError in one line for anything else than a whole checkpoint.
+
+    >>> model = nn.Linear(1, 1)
+    >>> state = make_state(model, torch.optim.SGD(model.parameters(), lr=0.01))
+    >>> list(read_checkpoint(save_checkpoint(state, "models/line.pt"))["model"])
+    ['weight', 'bias']
     """
     with _unzipped(Path(path), "no checkpoint") as file:
         content = torch.load(file, map_location="cpu", weights_only=True)

@@ -1,11 +1,15 @@
-"""README's Python runs, in order, and prints what its comments say."""
+"""README's and the docstrings' examples run; kit.py imports quickly, and alone."""
 
 import configparser
+import doctest
+import inspect
 import os
 import re
 import runpy
 import tomllib
 from pathlib import Path
+
+import kit
 
 README = Path(__file__).parents[1] / "README.md"
 KIT = README.with_name("kit.py")
@@ -23,6 +27,15 @@ def test_the_examples_print_what_they_say(capsys):
         names = runpy.run_path("example.py", names)
         said = re.findall(r"^print\(.*\)  # (.*)$", code, re.MULTILINE)
         assert capsys.readouterr().out.splitlines() == said
+
+
+def test_every_public_function_has_an_example_that_runs():
+    found = doctest.DocTestFinder(exclude_empty=False).find(kit)
+    examples = {test.name.split(".")[-1]: len(test.examples) for test in found}
+    for name, thing in vars(kit).items():
+        if inspect.isfunction(thing) and thing.__module__ == "kit" and name[0] != "_":
+            assert examples[name], name
+    assert doctest.testmod(kit).failed == 0
 
 
 def test_the_recipes_are_all_listed():
