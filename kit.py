@@ -40,6 +40,7 @@ import struct
 import sys
 import threading
 import time
+import warnings
 import zipfile
 import zlib
 from collections import Counter, OrderedDict
@@ -807,7 +808,7 @@ def _means(sums: Sums, prefix: str = "") -> Row:
     weight = numbers.pop("weight", 0) or math.nan
     row = {prefix + k: total / weight for k, total in numbers.items()}
     if "grad_norm" in numbers:  # of the updates that were made
-        made = weight - numbers.get("skipped", 0)
+        made = weight - numbers.get("skipped", 0) or math.nan
         row[prefix + "grad_norm"] = numbers["grad_norm"] / made
     return row
 
@@ -1140,10 +1141,12 @@ def _seed(device: torch.device, *numbers: int) -> None:
 
 
 def _advance(scheduler: Any, value: float) -> None:
-    if isinstance(scheduler, ReduceLROnPlateau):
-        scheduler.step(value)
-    elif scheduler is not None:
-        scheduler.step()
+    with warnings.catch_warnings():  # after a resume the optimizer has not stepped yet
+        warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step")
+        if isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step(value)
+        elif scheduler is not None:
+            scheduler.step()
 
 
 def _check_loss(state: State) -> None:
@@ -1480,7 +1483,9 @@ def plot_history(history: Sequence[Row]):
     panels = [panel for panel in (losses, scores, rate) if panel]
     figure, epochs = _figure(10, 3 + 2 * len(panels)), columns["epoch"]
     grid = figure.subplots(len(panels), squeeze=False, sharex=True)[:, 0]
-    best = _best(history, "val_loss" if "val_loss" in losses else "train_loss", 0.0)
+    best = _best(
+        history, "val_loss" if "val_loss" in history[-1] else "train_loss", 0.0
+    )
     if best >= 0:
         grid[0].set_title(f"best epoch: {epochs[best]}", fontsize="medium")
     for axes, panel in zip(grid, panels):

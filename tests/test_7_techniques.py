@@ -603,6 +603,49 @@ print(len(next(half_read)), flush=True)
     assert (process.returncode, out) == (0, "2\n"), error
 
 
+# PITFALLS 19
+def test_a_sigterm_that_reaches_the_workers_too_spoils_no_step(child, tmp_path):
+    code = """
+import time, torch, kit
+
+def pause(*_):  # within a step, after the weights have changed
+    print("step", flush=True)
+    time.sleep(0.3)
+
+torch.manual_seed(0)
+model = torch.nn.Linear(1, 1)
+optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+optimizer.register_step_post_hook(pause)
+state = kit.make_state(model, optimizer)
+loader = kit.make_loader(kit.make_data(40), batch_size=4, shuffle=True, workers=2)
+kit.fit(state, loader, loss_fn=torch.nn.L1Loss(), epochs=2, checkpoint="run")
+"""
+
+    def fresh():
+        torch.manual_seed(0)
+        model = nn.Linear(1, 1)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        return kit.make_state(model, optimizer)
+
+    def weights(state):
+        loader = kit.make_loader(kit.make_data(40), batch_size=4, shuffle=True)
+        state = kit.fit(state, loader, loss_fn=nn.L1Loss(), epochs=2)
+        return [p.item() for p in state.model.parameters()]
+
+    process = child("-c", code, start_new_session=True)
+    try:
+        assert [process.stdout.readline() for _ in range(4)] == ["step\n"] * 4
+        os.killpg(process.pid, signal.SIGTERM)  # as a cluster does
+        process.communicate(timeout=45)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 143
+    state = kit.load_checkpoint(fresh(), tmp_path / "run" / "last.pt")
+    assert state.step == 4
+    assert weights(state) == weights(fresh())
+
+
 # ------------------------------------------------------------------ a NaN's end
 
 
