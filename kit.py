@@ -1257,11 +1257,13 @@ def _interrupts(*, catch: bool) -> Iterator[list[int]]:
         caught.append(number)
         if len(caught) > 1:
             _die(number)
+        if os.name == "posix":  # or torch would raise amid a step: a worker has ended
+            before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     # signal.signal is allowed in the main thread only
     catch = catch and threading.current_thread() is threading.main_thread()
     numbers = (signal.SIGINT, signal.SIGTERM) if catch else ()
-    before = {number: signal.signal(number, note) for number in numbers}
+    before: dict = {number: signal.signal(number, note) for number in numbers}
     try:
         yield caught
     except _Interrupted:
