@@ -406,7 +406,7 @@ def make_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available() and not ready,
-        worker_init_fn=_ignore_interrupt,
+        worker_init_fn=_quiet_worker,
         generator=torch.Generator(),  # or each epoch would draw from the global one
     )
 
@@ -481,9 +481,14 @@ def _same(batch: Any) -> Any:
     return batch
 
 
-def _ignore_interrupt(worker: int) -> None:
-    """Workers end with the loader, not with the Ctrl-C that a terminal sends to all."""
+def _quiet_worker(worker: int) -> None:
+    """A worker ignores Ctrl-C, and ends on SIGTERM with exit code 0.
+
+    A terminal or a cluster sends these to all processes. Were a worker to die of one,
+    torch would raise in the main process at once, amid a step.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
 
 
 def _at_least(name: str, value: float, least: float) -> None:
@@ -1257,13 +1262,11 @@ def _interrupts(*, catch: bool) -> Iterator[list[int]]:
         caught.append(number)
         if len(caught) > 1:
             _die(number)
-        if os.name == "posix":  # or torch would raise amid a step: a worker has ended
-            before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     # signal.signal is allowed in the main thread only
     catch = catch and threading.current_thread() is threading.main_thread()
     numbers = (signal.SIGINT, signal.SIGTERM) if catch else ()
-    before: dict = {number: signal.signal(number, note) for number in numbers}
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield caught
     except _Interrupted:
