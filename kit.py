@@ -1383,7 +1383,7 @@ def metrics(prediction: Tensor, target: Tensor) -> dict[str, float]:
     if not target.is_floating_point():
         if prediction.is_floating_point() and prediction.isnan().any():
             return dict.fromkeys(("accuracy", "precision", "recall", "f1"), math.nan)
-        return _class_metrics(confusion_matrix(prediction, target).double())
+        return _class_metrics(confusion_matrix(prediction, target).cpu().double())
     if prediction.shape != target.shape:
         shapes = f"{tuple(prediction.shape)} for {tuple(target.shape)}"
         raise ValueError(f"prediction must be of the target's shape, got {shapes}")
