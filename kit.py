@@ -35,6 +35,7 @@ import math
 import os
 import pickle
 import random
+import re
 import signal
 import struct
 import sys
@@ -48,6 +49,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from itertools import chain, pairwise
+from multiprocessing.util import Finalize
 from pathlib import Path
 from types import FunctionType
 from typing import IO, Any, NamedTuple
@@ -60,13 +62,8 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.lr_scheduler import (
-    CosineAnnealingLR,
-    CyclicLR,
-    OneCycleLR,
-    ReduceLROnPlateau,
-    StepLR,
-)
+from torch.optim import lr_scheduler
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import (
     DataLoader,
     Dataset,
@@ -406,7 +403,7 @@ def make_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available() and not ready,
-        worker_init_fn=_quiet_worker,
+        worker_init_fn=_quiet_workers() if workers else None,
         generator=torch.Generator(),  # or each epoch would draw from the global one
     )
 
@@ -481,14 +478,20 @@ def _same(batch: Any) -> Any:
     return batch
 
 
-def _quiet_worker(worker: int) -> None:
-    """A worker ignores Ctrl-C, and ends on SIGTERM with exit code 0.
+def _quiet_workers() -> Callable[[int], None]:
+    """Workers ignore SIGINT and SIGTERM while the main process runs.
 
     A terminal or a cluster sends these to all processes. Were a worker to die of one,
     torch would raise in the main process at once, amid a step.
     """
+    ending = torch.multiprocessing.Event()
+    Finalize(None, ending.set, exitpriority=0)
+    return partial(_quiet, ending)
+
+
+def _quiet(ending: Any, worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.is_set() else None)
 
 
 def _at_least(name: str, value: float, least: float) -> None:
@@ -500,7 +503,7 @@ def _map(function: Callable, nest: Any) -> Any:
     """The function of every tensor in nested dicts, lists and tuples."""
     if isinstance(nest, Tensor):
         return function(nest)
-    if isinstance(nest, dict):
+    if isinstance(nest, Mapping):
         return {key: _map(function, value) for key, value in nest.items()}
     if isinstance(nest, tuple | list):
         items = [_map(function, value) for value in nest]
@@ -551,7 +554,8 @@ def make_state(
     ):
         raise ValueError("the scheduler holds another optimizer")
     if per_step is None:
-        per_step = isinstance(scheduler, OneCycleLR | CyclicLR)
+        by_step = lr_scheduler.OneCycleLR | lr_scheduler.CyclicLR
+        per_step = isinstance(scheduler, by_step)
     if per_step and (scheduler is None or isinstance(scheduler, ReduceLROnPlateau)):
         name = type(scheduler).__name__
         raise ValueError(f"per_step must be False for {name}, got True")
@@ -655,10 +659,10 @@ def train_step(
         sums = _add(sums, _totals(loss, len(targets)))
     scaler.unscale_(optimizer)
     if pair:  # the gradient so far is that of total / n
-        share = n / sums["weight"].clamp(min=1e-12)
+        factor = n / sums["weight"].clamp(min=1e-12)
         for p in _parameters(optimizer):
             if p.grad is not None:
-                p.grad.mul_(share)
+                p.grad.mul_(factor)
     if clip is not None:
         ps = _parameters(optimizer)
         norm = clip(ps) if callable(clip) else nn.utils.clip_grad_norm_(ps, clip)
@@ -773,7 +777,7 @@ def predict(model: nn.Module, inputs: Any) -> Tensor:
     >>> predict(nn.Identity(), torch.ones(2, 1)).shape
     torch.Size([2, 1])
     """
-    batches = [inputs] if isinstance(inputs, Tensor | dict) else inputs
+    batches = [inputs] if isinstance(inputs, Tensor | Mapping) else inputs
     _check_loader(batches)
     device, outputs = _model_device(model), []
     for batch in batches:
@@ -872,8 +876,8 @@ def load_checkpoint(state: State, path: str | Path) -> State:
     content, name = read_checkpoint(path), Path(path).name
     bare = _bare(state.model)
     own = {_plain_key(key): key for key in bare.state_dict()}
-    _check_model(bare, content["model"], name)
-    _check_kinds(state, content, name)
+    _fits(_shapes(content["model"]), _shapes(bare.state_dict()), name)
+    _fits(content["kinds"], _kinds(state), name)
     if state.scheduler is not None:
         before = copy.deepcopy(state.scheduler.state_dict())
         try:
@@ -938,27 +942,17 @@ def _unzipped(path: Path, what: str) -> Iterator[IO[bytes]]:
             raise ValueError(f"{path} is damaged or {what}: {reason}") from None
 
 
-def _check_model(model: nn.Module, saved: dict[str, Any], name: str) -> None:
-    own = {_plain_key(key): value for key, value in model.state_dict().items()}
+def _fits(saved: dict, own: dict, name: str) -> None:
+    """Raise for the first thing that is not the same in the file and in the state."""
     for key in chain(saved, own):
-        if key not in own or key not in saved:
-            here, there = (name, "the model") if key in saved else ("the model", name)
-            raise ValueError(f"{key} is in {here} but not in {there}")
-        shapes = [tuple(getattr(x[key], "shape", ())) for x in (saved, own)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"{key} is {shapes[0]} in {name} but {shapes[1]} in the model"
-            )
+        here, there = saved.get(key, "missing"), own.get(key, "missing")
+        if here != there:
+            raise ValueError(f"{key} is {here} in {name} but {there} in the model")
 
 
-def _check_kinds(state: State, content: dict[str, Any], name: str) -> None:
-    """The optimizer and the scheduler must be of the kind that was saved."""
-    kinds = _kinds(state)
-    for part, saved in content["kinds"].items():
-        if kinds[part] != saved:
-            raise ValueError(
-                f"the {part} is {saved} in {name} but {kinds[part]} in the state"
-            )
+def _shapes(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a model's state, by bare key."""
+    return {_plain_key(k): tuple(getattr(v, "shape", ())) for k, v in tensors.items()}
 
 
 def _kinds(state: State) -> dict[str, Any]:
@@ -980,7 +974,7 @@ def _bare(model: nn.Module) -> nn.Module:
 
 
 def _plain_key(key: str) -> str:
-    return key.replace("_orig_mod.", "")
+    return re.sub(r"(?<![^.])_orig_mod\.", "", key)
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -1059,17 +1053,17 @@ def run(
     1 2
     2 3
     """
-    done = len(state.history)
-    for now in _steps(state, train, val, loss_fn, epochs, metrics, step, seed):
-        if len(now.history) > done:
-            done += 1
+    for now, finished in _steps(
+        state, train, val, loss_fn, epochs, metrics, step, seed
+    ):
+        if finished:
             yield now
 
 
 def _steps(
     state, train, val, loss_fn, epochs, metrics, step, seed, caught=()
-) -> Iterator[State]:
-    """Yield the state after every step, and once more after every epoch.
+) -> Iterator[tuple[State, bool]]:
+    """Yield (state, False) after every step, (state, True) after every epoch.
 
     Anything in caught, a list that signals fill, leaves the evaluation.
     """
@@ -1093,7 +1087,7 @@ def _steps(
             state = state._replace(sums=_add(state.sums, sums))
             if device.type == "cpu" or state.step % 100 == 0:
                 _check_loss(state)
-            yield state
+            yield state, False
         if state.step == first:
             raise ValueError(f"train must give batches in every epoch, none in {epoch}")
         _check_loss(state)
@@ -1108,7 +1102,7 @@ def _steps(
             _advance(state.scheduler, row.get("val_loss", row.get("train_loss", 0.0)))
         row["seconds"] = time.perf_counter() - start
         state = state._replace(sums={}, history=(*state.history, row))
-        yield state
+        yield state, True
 
 
 def _batches(loader: Iterable[Batch], epoch: int, start: int) -> Iterator[Batch]:
@@ -1209,12 +1203,10 @@ def fit(
         )
     if stop(state.history):
         return state
-    now, epoch = state, len(state.history)
+    now = state
     with _interrupts(catch=last is not None) as caught:
         parts = (state, train, val, loss_fn, epochs, metrics, step, seed, caught)
-        for now in _steps(*parts):
-            finished = len(now.history) > epoch
-            epoch = len(now.history)
+        for now, finished in _steps(*parts):
             if last and (finished or (save_every and now.step % save_every == 0)):
                 _save(now, last, finished)
             if finished and on_epoch:
@@ -1271,9 +1263,6 @@ def _interrupts(*, catch: bool) -> Iterator[list[int]]:
         yield caught
     except _Interrupted:
         pass
-    except RuntimeError:  # of a loader whose worker the same signal has ended
-        if not caught:
-            raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -1372,7 +1361,8 @@ def metrics(prediction: Tensor, target: Tensor) -> dict[str, float]:
     Of a regression, prediction and target have one shape, (N,) or (N, K); r2 is the
     mean over the K columns; it is nan for one sample, and for a constant target 1
     where all is right, else 0. Of a classification, target is (N,) and prediction the
-    class numbers (N,), scores (N, C), or logits (N, 1); the last three are means over
+    class numbers (N,) of an integer type, scores (N, C), or logits (N, 1) or (N,) of
+    class 1; the last three are means over
     the classes that occur. All in float64. Source: tutorial 8.1; the conventions are
     scikit-learn's.
 
@@ -1518,11 +1508,8 @@ def _figure(width: float, height: float):
 # ------------------------------------------------------------- 11 command line
 
 OPTIMIZERS: dict[str, Callable] = {
-    "sgd": torch.optim.SGD,
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "rmsprop": torch.optim.RMSprop,
-    "adagrad": torch.optim.Adagrad,
+    name.lower(): getattr(torch.optim, name)
+    for name in ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad")
 }
 LOSSES: dict[str, LossFn] = {
     "l1": F.l1_loss,
@@ -1532,12 +1519,6 @@ LOSSES: dict[str, LossFn] = {
     "bce": lambda logits, y: F.binary_cross_entropy_with_logits(
         logits[:, 0], y.float()
     ),
-}
-SCHEDULERS: dict[str, Callable] = {
-    "step": StepLR,
-    "cosine": CosineAnnealingLR,
-    "plateau": ReduceLROnPlateau,
-    "onecycle": OneCycleLR,
 }
 LINE = {"model": "linear", "loss": "l1", "optimizer": "sgd", "lr": 0.01}
 LINE |= {"ratios": (0.8, 0.2)}
@@ -1635,7 +1616,11 @@ _positive, _path = _Number(min=0, min_open=True), click.Path()
 @click.option(
     "--weight-decay", type=_Number(min=0), default=0.0, help="L2; of adamw, decoupled."
 )
-@click.option("--scheduler", metavar="NAME[:KEY=VALUE,...]", help=", ".join(SCHEDULERS))
+@click.option(
+    "--scheduler",
+    metavar="NAME[:KEY=VALUE,...]",
+    help="step, cosine, plateau or onecycle.",
+)
 @click.option("--accumulate", type=_count, default=1, help="Pieces to eat a batch in.")
 @click.option("--clip", type=_positive, help="Largest norm of the gradient.")
 @click.option("--amp", type=click.Choice(["bf16", "fp16"]), help="Mixed precision.")
@@ -1813,21 +1798,23 @@ def _scheduler(config: Mapping, optimizer: torch.optim.Optimizer, steps: int) ->
     if not config["scheduler"]:
         return None
     name, _, text = config["scheduler"].partition(":")
-    usual = {
-        "step": {"step_size": 30, "gamma": 0.1},
-        "cosine": {"T_max": config["epochs"]},
-        "plateau": {"factor": 0.1, "patience": 10},
-        "onecycle": {"max_lr": config["lr"], "total_steps": steps},
+    usual: dict[str, tuple[Callable, dict]] = {
+        "step": (lr_scheduler.StepLR, {"step_size": 30, "gamma": 0.1}),
+        "cosine": (lr_scheduler.CosineAnnealingLR, {"T_max": config["epochs"]}),
+        "plateau": (ReduceLROnPlateau, {"factor": 0.1, "patience": 10}),
+        "onecycle": (
+            lr_scheduler.OneCycleLR,
+            {"max_lr": config["lr"], "total_steps": steps},
+        ),
     }
     try:
-        pairs = (part.split("=") for part in text.split(",") if part)
-        options = usual[name] | {key: json.loads(value) for key, value in pairs}
-        if (
-            min(options.get(key, 1) for key in ("step_size", "T_max", "total_steps"))
-            < 1
-        ):
-            raise ValueError("a length must be at least 1")
-        return SCHEDULERS[name](optimizer, **options)
+        make, options = usual[name]
+        for part in filter(None, text.split(",")):
+            key, value = part.split("=")
+            options[key] = json.loads(value)
+            if key in ("step_size", "T_max", "total_steps"):
+                _at_least(key, options[key], 1)
+        return make(optimizer, **options)
     except (KeyError, ValueError, TypeError) as error:
         raise ValueError(
             f"--scheduler must be NAME or NAME:KEY=VALUE,... with NAME one of "
@@ -1978,7 +1965,7 @@ def _open(path: str | Path) -> tuple[nn.Module, dict]:
     """The model of a checkpoint of `kit fit`, with its weights, and its config."""
     content = _checked(path)
     model = _model(content["config"])
-    _check_model(model, content["model"], Path(path).name)
+    _fits(_shapes(content["model"]), _shapes(model.state_dict()), Path(path).name)
     model.load_state_dict(content["model"])
     return model, content["config"] | {"history": content["history"]}
 

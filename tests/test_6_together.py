@@ -144,7 +144,7 @@ def test_a_resume_at_any_step_equals_the_straight_run(name, same):  # PITFALLS 5
 
     now = make()
     parts = kit._steps(now, *loaders(), MSE, 3, None, save_at_every_step, 0)
-    for step, state in enumerate(parts):
+    for step, (state, _) in enumerate(parts):
         states.append(kit.save_checkpoint(state, f"{step:02}.pt"))
     assert len(states) == 3 * 7 + 3
     for path in states[: -1 : 1 if name == "none" else 4]:
@@ -186,7 +186,7 @@ def test_a_mid_epoch_resume_of_a_dataset_reads_only_what_is_left(workers, same):
     fit = partial(kit.fit, loss_fn=MSE, epochs=2)
     kit.save_checkpoint(fit(make_state(), loader()), "straight.pt")
     steps = kit._steps(make_state(), loader(), None, MSE, 2, None, kit.train_step, 0)
-    for _, state in zip(range(8), steps):  # 5 steps, an epoch, 2 steps
+    for _, (state, _) in zip(range(8), steps):  # 5 steps, an epoch, 2 steps
         kit.save_checkpoint(state, "mid.pt")
     steps.close()
     state = kit.load_checkpoint(make_state(), "mid.pt")
@@ -491,7 +491,7 @@ def test_a_resume_is_exact_where_both_loaders_draw_and_shuffle(kind, same):
     kit.save_checkpoint(straight, "straight.pt")
     pair = loader(0), loader(1)
     steps = kit._steps(make_state(), *pair, MSE, 4, None, kit.train_step, 0)
-    for _, state in zip(range(9), steps):  # 5 steps, an epoch, 3 steps
+    for _, (state, _) in zip(range(9), steps):  # 5 steps, an epoch, 3 steps
         kit.save_checkpoint(state, "mid.pt")
     steps.close()
     resumed = fit(kit.load_checkpoint(make_state(), "mid.pt"), loader(0), loader(1))

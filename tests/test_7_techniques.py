@@ -6,6 +6,7 @@ import random
 import signal
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -604,7 +605,10 @@ print(len(next(half_read)), flush=True)
 
 
 # PITFALLS 19
-def test_a_sigterm_that_reaches_the_workers_too_spoils_no_step(child, tmp_path):
+@pytest.mark.parametrize("workers_first", [False, True])
+def test_a_sigterm_that_reaches_the_workers_too_spoils_no_step(
+    workers_first, child, tmp_path
+):
     code = """
 import time, torch, kit
 
@@ -635,6 +639,11 @@ kit.fit(state, loader, loss_fn=torch.nn.L1Loss(), epochs=2, checkpoint="run")
     process = child("-c", code, start_new_session=True)
     try:
         assert [process.stdout.readline() for _ in range(4)] == ["step\n"] * 4
+        if workers_first:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            for worker in children.read_text().split():
+                os.kill(int(worker), signal.SIGTERM)
+            assert [process.stdout.readline() for _ in range(3)] == ["step\n"] * 3
         os.killpg(process.pid, signal.SIGTERM)  # as a cluster does
         process.communicate(timeout=45)
     finally:
@@ -642,7 +651,7 @@ kit.fit(state, loader, loss_fn=torch.nn.L1Loss(), epochs=2, checkpoint="run")
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 143
     state = kit.load_checkpoint(fresh(), tmp_path / "run" / "last.pt")
-    assert state.step == 4
+    assert state.step == (7 if workers_first else 4)
     assert weights(state) == weights(fresh())
 
 
