@@ -46,7 +46,7 @@ import zipfile
 import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain, pairwise
 from multiprocessing.util import Finalize
@@ -1235,8 +1235,7 @@ def _save(state: State, last: Path, finished: bool) -> None:
                 f"{state.step}, epoch {len(state.history)}: not saved; lower the learning "
                 f"rate ({state.optimizer.param_groups[0]['lr']:g}) or clip the gradient"
             )
-    key = "val_loss" if finished and "val_loss" in state.history[-1] else "train_loss"
-    if finished and is_best(state.history, key=key):
+    if finished and is_best(state.history, key=_loss_key(state.history)):
         save_checkpoint(state, last.with_name("best.pt"))
     save_checkpoint(state, last)
 
@@ -1460,50 +1459,82 @@ def plot_predictions(train: Batch, test: Batch, prediction: Tensor | None = None
 
 
 def plot_history(history: Sequence[Row]):
-    """A matplotlib Figure of the losses, the metrics and the learning rate by epoch.
+    """A matplotlib Figure of the losses, every metric and the learning rate by epoch.
 
-    The best epoch is marked; the scale is logarithmic where the losses span more than
-    a factor of 20. Source: tutorial 3.4.
+    The best epoch is marked; the scale is logarithmic where losses or learning rates
+    span more than a factor of 20. Source: tutorial 3.4.
 
     >>> plot_history([{"epoch": 0, "train_loss": 2.0, "lr": 0.1}]).savefig("curve.png")
     """
     if not history:
         raise ValueError("history must have at least one row, got none")
-    keys = dict.fromkeys(chain(*history))
-    columns = {key: [row.get(key, math.nan) for row in history] for key in keys}
-    losses = {key: v for key, v in columns.items() if key.endswith("loss")}
-    aside = {"epoch", "step", "seconds", "lr", *losses}
-    scores = {key: v for key, v in columns.items() if key not in aside}
-    rate = {"lr": columns["lr"]} if len(set(columns.get("lr", []))) > 1 else {}
-    panels = [panel for panel in (losses, scores, rate) if panel]
-    figure, epochs = _figure(10, 3 + 2 * len(panels)), columns["epoch"]
-    grid = figure.subplots(len(panels), squeeze=False, sharex=True)[:, 0]
-    best = _best(
-        history, "val_loss" if "val_loss" in history[-1] else "train_loss", 0.0
-    )
+    panels: dict[str, dict[str, list[float]]] = {"loss": {}}  # train and val in one
+    for key in dict.fromkeys(chain(*history)):
+        name = key.removeprefix("train_").removeprefix("val_")
+        panels.setdefault(name, {})[key] = [row.get(key, math.nan) for row in history]
+    epochs = panels.pop("epoch")["epoch"]
+    rate = panels.pop("lr", {})
+    if len(set(*rate.values())) > 1:
+        panels["lr"] = rate
+    names = [name for name, panel in panels.items() if panel and name not in _ASIDE]
+    pairs = [[*names[i : i + 2], "."][:2] for i in range(1, len(names), 2)]
+    figure = _figure(10, 5 + 2 * len(pairs))
+    heights = [2, *(1 for _ in pairs)]
+    grid = figure.subplot_mosaic([names[:1] * 2, *pairs], height_ratios=heights)
+    best = _best(history, _loss_key(history), 0.0)
     if best >= 0:
-        grid[0].set_title(f"best epoch: {epochs[best]}", fontsize="medium")
-    for axes, panel in zip(grid, panels):
-        for key, values in panel.items():
+        grid[names[0]].set_title(f"best epoch: {epochs[best]:g}", fontsize="medium")
+    for name, axes in grid.items():
+        for key, values in panels[name].items():
             axes.plot(epochs, values, label=key)
-        known = [v for values in panel.values() for v in values if math.isfinite(v)]
-        if panel is not scores and known and max(known) > 20 * min(known) > 0:
+        known = [v for values in panels[name].values() for v in values]
+        known = list(filter(math.isfinite, known))
+        if name in ("loss", "lr") and known and max(known) > 20 * min(known) > 0:
             axes.set_yscale("log")
         if best >= 0:
             axes.axvline(epochs[best], color="gray", linestyle=":")
         axes.legend(frameon=False)
-    grid[-1].set_xlabel("epoch")
+        axes.set_xlabel("epoch")
     return figure
 
 
+_ASIDE = {"step", "seconds"}
+
+
+def _loss_key(history: Sequence[Row]) -> str:
+    """The loss that says which epoch is the best."""
+    return "val_loss" if "val_loss" in history[-1] else "train_loss"
+
+
 def _figure(width: float, height: float):
-    """A Figure without pyplot: nothing global, no window, no display needed."""
+    """A Figure without pyplot: nothing global, no window, no display needed.
+
+    Chinese, Japanese and Korean text gets a font that has it, if one is installed.
+    """
     try:
+        from matplotlib import font_manager
         from matplotlib.figure import Figure
+        from matplotlib.text import Text
     except ImportError:
         raise ImportError("plotting needs matplotlib: pip install matplotlib") from None
-    return Figure(figsize=(width, height), layout="constrained")
 
+    class Readable(Figure):
+        def draw(self, renderer: Any) -> None:
+            installed = {font.name for font in font_manager.fontManager.ttflist}
+            more = [name for name in _CJK_FONTS if name in installed]
+            for text in self.findobj(Text):
+                text.set_fontfamily([*text.get_fontfamily(), *more])
+            with warnings.catch_warnings():  # boxes say that no font was there
+                warnings.filterwarnings("ignore", "Glyph .* missing from font")
+                super().draw(renderer)
+
+    return Readable(figsize=(width, height), layout="constrained")
+
+
+_CJK_FONTS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "PingFang SC"),
+    *("Microsoft YaHei", "SimHei", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei"),
+)
 
 # ------------------------------------------------------------- 11 command line
 
@@ -1868,8 +1899,13 @@ def _fit(config: dict, folder: Path, options: dict) -> None:
     if not options["quiet"]:
         click.echo(_report(state, model, parts, folder))
     if options["plot"] is not False:
-        with nullcontext() if options["plot"] else suppress(ImportError):
+        try:
             plot_history(state.history).savefig(folder / "curves.png")
+        except ImportError:
+            if options["plot"]:
+                raise
+            if sys.stdout.isatty() and not options["quiet"]:
+                click.echo("\n" + _chart(state.history))
 
 
 def _start(config: dict, rows: Batch, steps: int) -> tuple[nn.Module, State]:
@@ -1946,6 +1982,25 @@ def _report(state: State, model: nn.Module, parts: list[Batch], folder: Path) ->
     tables.append(tabulate(scores.items(), [PARTS[len(parts)], which], floatfmt=".4g"))
     tables.append(f"{folder}: last.pt, best.pt, history.csv, config.json")
     return "\n" + "\n\n".join(tables)
+
+
+def _chart(history: Sequence[Row], width: int = 50) -> str:
+    """The losses as bars of eight heights, on a logarithmic scale, in a line each."""
+    at = [round(i) for i in np.linspace(0, len(history) - 1, min(width, len(history)))]
+    columns = {k: [history[i].get(k, math.nan) for i in at] for k in history[-1]}
+    losses = {k: np.array(v) for k, v in columns.items() if k.endswith("loss")}
+    known = np.concatenate(list(losses.values()))
+    known = known[np.isfinite(known) & (known > 0)]
+    low, high = (math.log(known.min()), math.log(known.max())) if len(known) else (0, 0)
+
+    def bar(value: float) -> str:
+        if not math.isfinite(value):
+            return " "
+        height = (math.log(value) - low) / (high - low or 1) if value > 0 else 0
+        return "▁▂▃▄▅▆▇█"[round(7 * height)]
+
+    rows = [(k, v[0], "".join(map(bar, v)), v[-1]) for k, v in losses.items()]
+    return tabulate(rows, ["", "first", "", "last"], floatfmt=".4g")
 
 
 def _scores(model: nn.Module, config: Mapping, part: Batch) -> Row:

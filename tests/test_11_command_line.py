@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -397,7 +398,7 @@ def test_the_plot_is_drawn_unless_it_is_not_wanted(files):
     [
         *(("--optimizer", name) for name in kit.OPTIMIZERS),
         *(("--loss", name) for name in ("l1", "mse", "huber")),
-        *(("--scheduler", name) for name in kit.SCHEDULERS),
+        *(("--scheduler", name) for name in ("step", "cosine", "plateau", "onecycle")),
         ("--scheduler", "step:step_size=1,gamma=0.5"),
         ("--accumulate", 4, "--clip", 1, "--weight-decay", 0.1),
         ("--amp", "bf16"),
@@ -522,10 +523,10 @@ def test_help_lists_the_commands_however_kit_is_started(start):
         assert f"\n  {name} " in printed and command.help
 
 
-@pytest.mark.skipif(os.name != "posix", reason="opens a pseudo-terminal")
-def test_a_terminal_gets_a_bar_and_the_same_tables():
+def on_a_terminal(*arguments):
+    """What a person sees of a command that succeeds."""
     ours, theirs = os.openpty()
-    command, options = start("-m", "kit", "fit", "--epochs", 20, "--no-plot")
+    command, options = start(*arguments)
     process = subprocess.Popen(command, stdout=theirs, stderr=theirs, **options)
     os.close(theirs)
     shown = b""
@@ -536,10 +537,26 @@ def test_a_terminal_gets_a_bar_and_the_same_tables():
         pass  # Linux's way to say that the other side is closed
     os.close(ours)
     assert process.wait(timeout=60) == 0
-    shown = shown.decode()
+    return shown.decode().replace("\r\n", "\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="opens a pseudo-terminal")
+def test_a_terminal_gets_a_bar_and_the_same_tables():
+    shown = on_a_terminal("-m", "kit", "fit", "--epochs", 20, "--no-plot")
     assert "100%" in shown and "epoch 20/20" in shown and "\r" in shown
     assert "weight" in shown and "Traceback" not in shown
     assert "\nepoch 2/20" not in shown.replace("\r", "")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="opens a pseudo-terminal")
+def test_a_terminal_without_matplotlib_gets_a_chart_of_the_losses():
+    code = "import sys; sys.modules['matplotlib'] = None; import kit; kit.main()"
+    chart = r"\n%s_loss +0\.5\d+  (█[▁▂▃▄▅▆▇█]+[▁▂])  +0\.0\d+\n"
+    shown = on_a_terminal("-c", code, "fit", "--epochs", 110)
+    for part in ("train", "val"):
+        bars = re.search(chart % part, shown)[1]
+        assert len(bars) == 50
+    assert "▁" not in on_a_terminal("-c", code, "fit", "--epochs", 3, "--no-plot")
 
 
 # ------------------------------------------------------------------------ mistakes

@@ -165,6 +165,61 @@ def test_a_value_that_is_not_finite_does_not_decide_the_scale():
     assert scale("train_loss", train_loss=wide, val_loss=[math.nan, 1.0]) == "log"
 
 
+def write_font(path, text):
+    """A font that has a square for each character of the text, and nothing else."""
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.ttGlyphPen import TTGlyphPen
+
+    def square(width):
+        pen = TTGlyphPen(None)
+        pen.moveTo((0, 0))
+        for corner in ((0, 900), (width, 900), (width, 0)):
+            pen.lineTo(corner)
+        pen.closePath()
+        return pen.glyph()
+
+    names = {ord(c): f"glyph{i}" for i, c in enumerate(text)}
+    order = [".notdef", *names.values()]
+    font = FontBuilder(1000)
+    font.setupGlyphOrder(order)
+    font.setupCharacterMap(names)
+    font.setupGlyf({name: square(10 if name == ".notdef" else 900) for name in order})
+    font.setupHorizontalMetrics(dict.fromkeys(order, (1000, 0)))
+    font.setupHorizontalHeader(ascent=900, descent=0)
+    font.setupNameTable({"familyName": "SimHei", "styleName": "Regular"})
+    font.setupOS2()
+    font.setupPost()
+    font.save(path)
+
+
+def test_chinese_labels_are_drawn_by_an_installed_font_and_never_warn(tmp_path):
+    from matplotlib import font_manager
+
+    def draw(name):
+        figure = kit.plot_history(history(train_loss=[2.0, 1.0], val_准确率=[0.5, 0.9]))
+        figure.axes[0].set_title("损失")
+        figure.savefig(tmp_path / name)
+        return (tmp_path / name).read_bytes()
+
+    before = list(font_manager.fontManager.ttflist)
+    without = draw("without.png")
+    write_font(tmp_path / "font.ttf", "准确率损失")
+    try:
+        font_manager.fontManager.addfont(tmp_path / "font.ttf")
+        assert draw("with.png") != without
+    finally:
+        font_manager.fontManager.ttflist[:] = before
+    assert draw("again.png") == without
+
+
+def test_every_metric_has_a_panel_and_both_its_curves_share_it():
+    names = {"train_loss": [2.0, 1.0], "val_mae": [9.0, 8.0], "val_r2": [0.1, 0.2]}
+    figure = kit.plot_history(history(**names, train_mae=[7.0, 6.0]))
+    curves = lines(figure)
+    assert curves["val_mae"][0] is curves["train_mae"][0] is not curves["val_r2"][0]
+    assert len(figure.axes) == 4  # loss, mae, r2, lr
+
+
 def test_an_empty_history_is_one_clear_line():
     line = "^history must have at least one row, got none$"
     with pytest.raises(ValueError, match=line):
