@@ -551,7 +551,7 @@ def test_a_terminal_gets_a_bar_and_the_same_tables():
 @pytest.mark.skipif(os.name != "posix", reason="opens a pseudo-terminal")
 def test_a_terminal_without_matplotlib_gets_a_chart_of_the_losses():
     code = "import sys; sys.modules['matplotlib'] = None; import kit; kit.main()"
-    chart = r"\n%s_loss +0\.5\d+  (█[▁▂▃▄▅▆▇█]+[▁▂])  +0\.0\d+\n"
+    chart = r"\n%s_loss +0\.5\d+ +(█[▁▂▃▄▅▆▇█]+[▁▂])  +0\.0\d+\n"
     shown = on_a_terminal("-c", code, "fit", "--epochs", 110)
     for part in ("train", "val"):
         bars = re.search(chart % part, shown)[1]
