@@ -3,8 +3,8 @@
     python recipes/07_amp.py
 
 bf16 and fp16 reach float32's loss and accuracy; they save time and memory on hardware
-made for them, which most CPUs are not: there, fp16 is very slow. Watch:
-torch.cuda.amp is deprecated; bf16 needs no scaler; fp16's gradients must be unscaled
+made for them, which most CPUs are not: there, fp16 is very slow. Watch: torch.cuda.amp
+is deprecated; bf16 needs no scaler; fp16's gradients must be unscaled
 before they are clipped, as the equal norms show.
 
 prints:
@@ -17,7 +17,6 @@ prints:
 import sys
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 sys.path.append(str(Path(__file__).parents[1]))  # a clone without an install
 
@@ -34,34 +33,23 @@ train, val = kit.make_loader(train, batch_size=40, shuffle=True), kit.make_loade
 step = partial(kit.train_step, clip=1.0)
 fit = partial(kit.fit, loss_fn=nn.CrossEntropyLoss(), metrics=kit.metrics, step=step)
 
-
-def make_state(wrap=lambda model: model):
+rows, keys = [], ("val_loss", "val_accuracy", "train_grad_norm")
+for precision in ("float32", "bf16", "fp16"):
     torch.manual_seed(42)
     model = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 2)).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    return kit.make_state(wrap(model), optimizer)
-
-
-states = {
-    "float32": make_state(),
-    "bf16": make_state(partial(kit.amp, precision="bf16")),
-    "fp16": make_state(partial(kit.amp, precision="fp16")),  # adds the GradScaler
-}
-rows = []
-for name, state in states.items():
+    adam = torch.optim.Adam(model.parameters(), lr=0.02)
+    wrapped = model if precision == "float32" else kit.amp(model, precision)
+    state = kit.make_state(wrapped, adam)  # for fp16 with a GradScaler
     state = fit(state, train, val, epochs=40)
-    rows.append(row := state.history[-1])
-    outputs = kit.predict(state.model, X)
-    with TemporaryDirectory() as folder:
-        path = kit.save_checkpoint(state, Path(folder, "amp.pt"))
-        bare = kit.load_checkpoint(make_state(), path).model  # its keys do not show amp
-    scores = f"val_loss {row['val_loss']:.2f}, accuracy {row['val_accuracy']:.0%}"
-    norm = f"grad_norm {row['train_grad_norm']:.1f}"
-    print(f"{name:7} {scores}, {norm}, scale {state.scaler.get_scale():.0f}")
+    rows.append([state.history[-1][key] for key in keys])
+    scale = state.scaler.get_scale()
+    line = "{:7} val_loss {:.2f}, accuracy {:.0%}, grad_norm {:.1f}, scale {:.0f}"
+    print(line.format(precision, *rows[-1], scale))
 
+    outputs, exact = kit.predict(wrapped, X), kit.predict(model, X)
     assert outputs.dtype == torch.float32
-    assert (kit.predict(bare, X) - outputs).abs().max() < 0.01 * outputs.abs().max()
-    assert abs(row["val_loss"] - rows[0]["val_loss"]) < 0.01
-    assert abs(row["val_accuracy"] - rows[0]["val_accuracy"]) < 0.01
-    assert abs(row["train_grad_norm"] / rows[0]["train_grad_norm"] - 1) < 0.05
-    assert state.scaler.is_enabled() == (name == "fp16")
+    assert (outputs - exact).abs().max() < 0.01 * exact.abs().max()
+    assert all(abs(a - b) < 0.01 for a, b in zip(rows[-1], rows[0]))
+    assert state.scaler.is_enabled() == (precision == "fp16")
+    saved = kit.read_checkpoint(kit.save_checkpoint(state, "amp.pt"))
+    assert saved["model"].keys() == model.state_dict().keys()  # they do not show amp

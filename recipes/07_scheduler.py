@@ -2,9 +2,8 @@
 
     python recipes/07_scheduler.py
 
-The tutorial's line, for 200 epochs. A constant rate (0.01 in section 6, 0.05 here) ends
-in a bounce between two losses, of which the tutorial prints one; a rate that falls
-settles. StepLR(30) and the plateau fall so fast that they settle short of the line.
+A constant rate (0.01 in section 6, 0.05 here) ends in a bounce between two losses; one
+that falls settles, though StepLR(30) and the plateau do so too early, short of the line.
 Watch: a schedule advances after the optimizer, and not where fp16 skipped it; the
 plateau needs the metric; OneCycleLR goes by steps. kit sees to all of it.
 
@@ -32,18 +31,16 @@ import kit
 
 EPOCHS, LR = 200, 0.05
 train, val = (kit.make_loader(part) for part in kit.split(kit.make_data()))
-steps = EPOCHS * len(train)
 schedules = {
     "tutorial 6": lambda sgd: None,
     "constant": lambda sgd: None,
     "step": lambda sgd: lr_scheduler.StepLR(sgd, step_size=30, gamma=0.1),
     "plateau": lambda sgd: lr_scheduler.ReduceLROnPlateau(sgd, factor=0.1, patience=10),
     "cosine": lambda sgd: lr_scheduler.CosineAnnealingLR(sgd, T_max=EPOCHS),
-    "onecycle": lambda sgd: lr_scheduler.OneCycleLR(sgd, max_lr=LR, total_steps=steps),
+    "onecycle": lambda sgd: lr_scheduler.OneCycleLR(sgd, LR, total_steps=EPOCHS),
 }
 
 print("lr in epoch       1     50    100    150   last val_losses  weight   bias")
-bounce, last = {}, {}
 for name, schedule in schedules.items():
     torch.manual_seed(42)
     model = nn.Linear(1, 1)
@@ -53,11 +50,9 @@ for name, schedule in schedules.items():
     state = kit.fit(state, train, val, loss_fn=nn.L1Loss(), epochs=EPOCHS)
     rates = [f"{state.history[epoch]['lr']:.0e}" for epoch in (1, 50, 100, 150)]
     losses = [row["val_loss"] for row in state.history[-2:]]
-    bounce[name], last[name] = abs(losses[1] - losses[0]), max(losses)
     shown = [f"{x:.4f}" for x in (*losses, *(p.item() for p in model.parameters()))]
     print(f"{name:11}", *rates, "  ", *shown)
 
-assert min(bounce["tutorial 6"], bounce["constant"]) > 0.01
-assert all(bounce[name] < 1e-4 for name in list(schedules)[2:])
-assert all(last[name] < last["constant"] / 2 for name in list(schedules)[2:])
-assert max(last["cosine"], last["onecycle"]) < last["tutorial 6"] / 10
+    bounce = abs(losses[1] - losses[0])
+    assert bounce < 1e-4 if state.scheduler else bounce > 0.01
+    assert losses[1] < 0.001 or name not in ("cosine", "onecycle")
