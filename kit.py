@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import difflib
 import importlib
 import io
 import json
@@ -1552,9 +1553,10 @@ LOSSES: dict[str, LossFn] = {
     ),
 }
 LINE = {"model": "linear", "loss": "l1", "optimizer": "sgd", "lr": 0.01}
-LINE |= {"ratios": (0.8, 0.2)}
+LINE |= {"ratios": (0.8, 0.2), "shuffle": False}
 TABLE = {"model": "mlp", "optimizer": "adam", "lr": 0.001, "batch_size": 32}
-TABLE |= {"ratios": (0.7, 0.15, 0.15), "patience": 20}
+TABLE |= {"ratios": (0.7, 0.15, 0.15), "shuffle": True, "patience": 20}
+FACTS = {"columns", "classes", "shape", "outputs", "crc"}  # of the data, in a config
 PARTS = {1: "train", 2: "val", 3: "test"}  # what the last of so many parts is called
 
 
@@ -1615,12 +1617,60 @@ def _list(kind: type) -> Callable:
     return read
 
 
+def _read_config(ctx: click.Context, option: click.Parameter, path: str | None) -> None:
+    """Take the file's values as defaults, which click checks as if they were typed."""
+    config = _parsed(Path(path)) if path else {}
+    known = {str(p.name) for p in ctx.command.params} - {"config"}
+    for key, value in config.items():
+        if key not in known | FACTS:
+            near = difflib.get_close_matches(str(key), known, 1, 0)[0]
+            raise ValueError(f"{path} has an unknown key, {key!r}: is it {near!r}?")
+        if isinstance(value, Mapping):
+            raise TypeError(f"{path}: {key} must be a value or a list, got {value}")
+    ctx.default_map = {
+        key: ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        for key, value in config.items()
+        if value is not None and key not in FACTS
+    }
+
+
+def _parsed(path: Path) -> dict:
+    """The content of a .yaml or .json file of KEY: VALUE."""
+    read: Callable = json.loads
+    damage: type[Exception] = ValueError
+    if path.suffix != ".json":
+        try:
+            import yaml
+        except ImportError:
+            what = f"{path.name} needs PyYAML: pip install pyyaml"
+            raise ImportError(what) from None
+        read, damage = yaml.safe_load, yaml.YAMLError
+    try:
+        config = read(path.read_text("utf-8"))
+    except (damage, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} cannot be read: {reason}") from None
+    if not isinstance(config, dict):
+        raise TypeError(f"{path} must hold KEY: VALUE, got {config!r:.50}")
+    return config
+
+
 _count, _natural = click.IntRange(min=1), click.IntRange(0, 2**63 - 1)
 _positive, _path = _Number(min=0, min_open=True), click.Path()
 
 
 @main.command("fit")
+@click.option(
+    "--config",
+    type=_path,
+    is_eager=True,
+    expose_value=False,
+    callback=_read_config,
+    help="A .yaml or .json of options, such as a run's config.json.",
+)
 @click.option("--data", type=_path, help="A .csv with a header, or an .npz.")
+@click.option("--samples", type=_count, default=50, help="Of the line, without --data.")
+@click.option("--noise", type=_Number(min=0), default=0.0, help="Of the line: its std.")
 @click.option("--target", help="The column, or array of the .npz, to predict.")
 @click.option(
     "--task",
@@ -1660,6 +1710,11 @@ _positive, _path = _Number(min=0, min_open=True), click.Path()
     "--min-delta", type=_Number(min=0), default=0.0, help="The least that is a gain."
 )
 @click.option("--ratios", callback=_list(float), help="Such as 0.7,0.15,0.15.")
+@click.option(
+    "--shuffle/--no-shuffle",
+    default=None,
+    help="Rows, for split and batches. Default: shuffled; the line is not.",
+)
 @click.option("--seed", type=_natural, default=42, help="Of weights, order, split.")
 @click.option("--device", default="auto", help="auto, cpu, cuda, mps ...")
 @click.option("--workers", type=_natural, default=0, help="Processes that load.")
@@ -1676,7 +1731,10 @@ def _fit_command(ctx: click.Context, **options: Any) -> None:
     """Train, and leave last.pt, best.pt, history.csv, config.json in a run folder."""
     folder = _run_folder(options["out"], options["resume"])
     source = ctx.get_parameter_source
-    given = {o for o in options if source(o) is ParameterSource.COMMANDLINE}
+    order = [str(p.name) for p in ctx.command.params if p.name in options]
+    options = {name: options[name] for name in order}  # not as they were typed
+    typed = (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)
+    given = {name for name in options if source(name) in typed}
     if options["data"]:
         options["data"] = str(Path(options["data"]).resolve())
     if options["resume"] and options["overwrite"]:
@@ -1739,9 +1797,12 @@ def _resumed(options: dict, given: set[str], config: dict) -> dict:
 
 def _tables(config: dict) -> tuple[list[Batch], dict]:
     """The parts (train, val, test) of a run's data, and the config with its facts."""
-    table: Any = Table(*make_data(), ("x",))
+    seed = config["seed"]
     if config["data"]:
         table = _read_like(config, config["data"], config["target"])
+    else:
+        line = make_data(config["samples"], noise=config["noise"], seed=seed)
+        table = Table(*line, ("x",))
     kind = "classification" if table.classes else "regression"
     loss = config["loss"] or ("cross_entropy" if table.classes else "mse")
     if (loss in ("cross_entropy", "bce")) != bool(table.classes):
@@ -1757,8 +1818,8 @@ def _tables(config: dict) -> tuple[list[Batch], dict]:
     if config.get("crc", facts["crc"]) != facts["crc"]:
         raise ValueError(f"{config['data']} has changed since the run began")
     data, labels = (table.X, table.y), table.y if table.classes else None
-    seed = config["seed"] if config["data"] else None
-    parts = split(data, ratios=config["ratios"], seed=seed, stratify=labels)
+    order = seed if config["shuffle"] else None
+    parts = split(data, ratios=config["ratios"], seed=order, stratify=labels)
     return list(parts), config | facts
 
 
@@ -1868,7 +1929,7 @@ def _fit(config: dict, folder: Path, options: dict) -> None:
     """Train as the config says, in the folder, and print how it goes."""
     parts, config = _tables(config)
     load = partial(make_loader, batch_size=config["batch_size"], seed=config["seed"])
-    train = load(parts[0], shuffle=bool(config["data"]), workers=config["workers"])
+    train = load(parts[0], shuffle=config["shuffle"], workers=config["workers"])
     val = make_loader(parts[1], batch_size=4096) if len(parts) > 1 else None
     model, state = _start(config, parts[0], config["epochs"] * len(train))
     last, best = folder / "last.pt", folder / "best.pt"

@@ -559,6 +559,84 @@ def test_a_terminal_without_matplotlib_gets_a_chart_of_the_losses():
     assert "▁" not in on_a_terminal("-c", code, "fit", "--epochs", 3, "--no-plot")
 
 
+# -------------------------------------------------------------------------- config
+
+PROJECT = """# the tutorial's section 11
+samples: 1000
+noise: 0.02
+ratios: [0.7, 0.15, 0.15]
+shuffle: true
+batch_size: 32
+optimizer: adam
+loss: mse
+lr: 0.01
+epochs: 3
+"""
+
+
+def test_a_config_file_is_typed_options_and_typed_options_override_it(same):
+    Path("a.yaml").write_text(PROJECT)
+    quick("--config", "a.yaml", "--epochs", 2, "--out", "file")
+    options = ["--samples", 1000, "--noise", 0.02, "--ratios", "0.7,0.15,0.15"]
+    options += ["--shuffle", "--batch-size", 32, "--optimizer", "adam", "--loss", "mse"]
+    quick(*options, "--lr", 0.01, "--out", "typed")
+    assert same("file/last.pt", "typed/last.pt")
+    config = json.loads(Path("file/config.json").read_text())
+    assert config["epochs"] == 2 and config["noise"] == 0.02
+
+
+@pytest.mark.parametrize("options", [(), ("--data", "reg.csv", "--target", "y")])
+def test_the_config_of_a_run_reproduces_it(files, options, same):
+    quick(*options, "--scheduler", "step:gamma=1e-1", "--clip", 1, "--out", "one")
+    config = ("--config", "one/config.json")
+    assert call("fit", *config, "--quiet", "--no-plot", "--out", "two") == ""
+    assert same("one/last.pt", "two/last.pt") and same("one/best.pt", "two/best.pt")
+    assert Path("one/config.json").read_text() == Path("two/config.json").read_text()
+
+
+def test_the_line_has_as_many_noisy_samples_as_wanted_in_the_order_wanted():
+    quick("--samples", 1000, "--noise", 0.02, "--shuffle", "--seed", 7, "--out", "a")
+    content = kit.read_checkpoint("a/last.pt")
+    X, y = kit.make_data(1000, noise=0.02, seed=7)
+    train, _ = kit.split((X, y), seed=7)
+    torch.manual_seed(7)
+    model = nn.Linear(1, 1)
+    loss = nn.functional.l1_loss(model(train[0]), train[1]).item()
+    assert content["history"][0]["train_loss"] == pytest.approx(loss, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "text, code, said",
+    [
+        ("epoch: 3", 1, "Error: a.yaml has an unknown key, 'epoch': is it 'epochs'?"),
+        ("config: a", 1, "Error: a.yaml has an unknown key, 'config': is it 'clip'?"),
+        ("1: 2", 1, "Error: a.yaml has an unknown key, 1: is it"),
+        ("epochs: many", 2, "Error: Invalid value for '--epochs': 'many' is not"),
+        ("epochs: 2.5", 2, "Error: Invalid value for '--epochs': '2.5' is not"),
+        ("quiet: maybe", 2, "Error: Invalid value for '--quiet': 'maybe' is not"),
+        ("hidden: [8, x]", 2, "Error: Invalid value for '--hidden': must be numbers"),
+        ("lr: {a: 1}", 1, "Error: a.yaml: lr must be a value or a list, got {'a': 1}"),
+        ("- 1", 1, "Error: a.yaml must hold KEY: VALUE, got [1]"),
+        ("a: [", 1, "Error: a.yaml cannot be read: while parsing a flow node"),
+        ("\xff", 1, "Error: a.yaml cannot be read: "),
+    ],
+)
+def test_a_config_that_is_wrong_is_refused_in_one_line(text, code, said):
+    Path("a.yaml").write_bytes(text.encode("latin-1"))
+    result = CliRunner().invoke(kit.main, ["fit", "--config", "a.yaml"])
+    assert result.exit_code == code
+    assert result.stderr.strip().splitlines()[-1].startswith(said)
+    assert not Path("runs").exists()
+
+
+def test_a_yaml_without_its_package_is_told_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    Path("a.yaml").write_text("epochs: 3")
+    result = CliRunner().invoke(kit.main, ["fit", "--config", "a.yaml"])
+    said = "Error: a.yaml needs PyYAML: pip install pyyaml\n"
+    assert (result.exit_code, result.stderr) == (1, said)
+
+
 # ------------------------------------------------------------------------ mistakes
 
 
