@@ -8,9 +8,9 @@ is never best; a resume forgets nothing, as all is read from the history, which 
 
 prints:
 
-    stopped after 22 of 300 epochs, val_loss 0.172
-    best.pt: epoch 11, val_loss 0.105
-    without a stop: val_loss 0.142
+    stopped after 22 of 300 epochs, val_loss 0.17
+    best.pt: epoch 11, val_loss 0.10
+    without a stop: val_loss 0.14
 """
 
 import sys
@@ -47,9 +47,9 @@ again = fit(again, stop=stop)  # stops before its first epoch
 
 losses = [row["val_loss"] for row in stopped.history]
 kept = kit.evaluate(best.model, val, loss_fn=nn.MSELoss())["loss"]
-print(f"stopped after {len(losses)} of 300 epochs, val_loss {losses[-1]:.3f}")
-print(f"best.pt: epoch {best.history[-1]['epoch']}, val_loss {kept:.3f}")
-print(f"without a stop: val_loss {full.history[-1]['val_loss']:.3f}")
+print(f"stopped after {len(losses)} of 300 epochs, val_loss {losses[-1]:.2f}")
+print(f"best.pt: epoch {best.history[-1]['epoch']}, val_loss {kept:.2f}")
+print(f"without a stop: val_loss {full.history[-1]['val_loss']:.2f}")
 
 assert len(losses) == len(again.history) < 100
 assert abs(kept - min(losses)) < 1e-9 and kept < full.history[-1]["val_loss"]

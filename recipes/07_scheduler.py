@@ -29,7 +29,7 @@ from torch.optim import lr_scheduler
 
 import kit
 
-EPOCHS, LR = 200, 0.05
+EPOCHS, LR = 200, 0.05  # an epoch is one batch, one step
 train, val = (kit.make_loader(part) for part in kit.split(kit.make_data()))
 schedules = {
     "tutorial 6": lambda sgd: None,
