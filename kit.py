@@ -2081,6 +2081,7 @@ def _open(path: str | Path) -> tuple[nn.Module, dict]:
     """The model of a checkpoint of `kit fit`, with its weights, and its config."""
     content = _checked(path)
     model = _model(content["config"])
+    predict(model, torch.zeros(1, *content["config"]["shape"]))  # for lazy modules
     _fits(_shapes(content["model"]), _shapes(model.state_dict()), Path(path).name)
     model.load_state_dict(content["model"])
     return model, content["config"] | {"history": content["history"]}

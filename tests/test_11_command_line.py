@@ -283,6 +283,7 @@ from torch import nn
 def good(inputs, outputs): return nn.Linear(inputs, outputs)
 def picture(shape, outputs):
     return nn.Sequential(nn.Flatten(), nn.Linear(prod(shape), outputs))
+def lazy(inputs, outputs): return nn.LazyLinear(outputs)
 def one(inputs): return nn.Linear(inputs, 1)
 def none(inputs, outputs): return None
 def fails(inputs, outputs): return {}["width"]
@@ -400,6 +401,7 @@ def test_the_plot_is_drawn_unless_it_is_not_wanted(files):
         *(("--loss", name) for name in ("l1", "mse", "huber")),
         *(("--scheduler", name) for name in ("step", "cosine", "plateau", "onecycle")),
         ("--scheduler", "step:step_size=1,gamma=0.5"),
+        ("--model", "models_of_mine:lazy"),
         ("--accumulate", 4, "--clip", 1, "--weight-decay", 0.1),
         ("--amp", "bf16"),
         ("--hidden", "8"),
