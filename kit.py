@@ -710,13 +710,13 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def eval_step(
-    model: nn.Module, batch: Batch, *, loss_fn: LossFn, metrics: Callable | None = None
+    model: nn.Module, batch: Batch, *, loss_fn: LossFn, metrics: Any = None
 ) -> Sums:
     """The totals of one batch in eval mode, without gradients: loss and weight.
 
-    With metrics, "outputs" holds the pair (prediction, target) as well. Uses no_grad
-    rather than inference_mode, whose tensors could not be trained on later, were the
-    model to keep one.
+    A metrics object is updated with the batch; for a metrics function "outputs" holds
+    the pair (prediction, target). Uses no_grad rather than inference_mode, whose
+    tensors could not be trained on later, were the model to keep one.
 
     >>> eval_step(nn.Identity(), (torch.ones(3), torch.zeros(3)), loss_fn=F.l1_loss)
     {'loss': tensor(3., dtype=torch.float64), 'weight': 3}
@@ -726,7 +726,11 @@ def eval_step(
         prediction = model(inputs)
         loss = loss_fn(prediction, targets)
     sums = _totals(loss, len(targets))
-    return sums | ({"outputs": [(prediction, targets)]} if metrics else {})
+    if hasattr(metrics, "compute"):
+        metrics.update(prediction, targets)
+    elif metrics:
+        sums["outputs"] = [(prediction, targets)]
+    return sums
 
 
 def evaluate(
@@ -734,14 +738,17 @@ def evaluate(
     loader: Iterable[Batch],
     *,
     loss_fn: LossFn,
-    metrics: Callable | None = None,
+    metrics: Any = None,
 ) -> Row:
     """The mean loss over all samples of the loader, and the metrics over them.
 
     metrics(prediction, target) gets all of them at once, on the model's device, so
     that what is no mean of batches (R², F1, a quantile) is right however they are
-    batched; it returns a dict of numbers. Neither the mode of any module nor the
-    training's randomness changes. Source: tutorial 3.3, 4.2.
+    batched; it returns a dict of numbers. Or metrics is an object with reset, update
+    and compute, such as a torchmetrics Metric or MetricCollection on that device: it
+    gets batch by batch, and no outputs are kept. A number without a name goes by that
+    of the function or class. Neither the mode of any module nor the training's
+    randomness changes. Source: tutorial 3.3, 4.2, 8.2.
 
     >>> row = evaluate(nn.Identity(), [make_data()], loss_fn=F.l1_loss, metrics=metrics)
     >>> round(row["loss"], 3), round(row["r2"], 3)
@@ -750,18 +757,35 @@ def evaluate(
     sums: Sums = {}
     outputs = []
     _check_loader(loader)
-    with _kept_random():  # a plain DataLoader draws, and so may a model
+    if hasattr(metrics, "compute"):
+        metrics.reset()
+    with _kept_random():  # a plain DataLoader draws; a model or a metric may
         for batch in loader:
             part = eval_step(model, batch, loss_fn=loss_fn, metrics=metrics)
             outputs += part.pop("outputs", [])
             sums = _add(sums, part)
-    if not sums:
-        raise ValueError("the loader must have a batch to evaluate, got none")
-    row = _means(sums)
-    if metrics:
-        prediction, target = (torch.cat(tensors) for tensors in zip(*outputs))
-        row |= {k: float(v) for k, v in metrics(prediction, target).items()}
-    return row
+        if not sums:
+            raise ValueError("the loader must have a batch to evaluate, got none")
+        scores = _measured(metrics, outputs) if metrics else {}
+    return _means(sums) | scores
+
+
+def _measured(metrics: Any, outputs: list) -> Row:
+    """The numbers of a metrics object, which is reset, or of a function, by name."""
+    if hasattr(metrics, "compute"):
+        found = metrics.compute()
+        metrics.reset()
+    else:
+        found = metrics(*(torch.cat(tensors) for tensors in zip(*outputs)))
+    if not isinstance(found, dict):
+        found = {getattr(metrics, "__name__", type(metrics).__name__): found}
+    for name, value in found.items():
+        if math.prod(np.shape(value)) != 1:
+            raise ValueError(
+                f"{name} must be a single number to go into a row, got shape "
+                f"{tuple(np.shape(value))}: average it, or name its parts"
+            )
+    return {name: float(value) for name, value in found.items()}
 
 
 def predict(model: nn.Module, inputs: Any) -> Tensor:
