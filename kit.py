@@ -1567,6 +1567,7 @@ LINE = {"model": "linear", "loss": "l1", "optimizer": "sgd", "lr": 0.01}
 LINE |= {"ratios": (0.8, 0.2)}
 TABLE = {"model": "mlp", "optimizer": "adam", "lr": 0.001, "batch_size": 32}
 TABLE |= {"ratios": (0.7, 0.15, 0.15), "patience": 20}
+EVENTS = "events.out.tfevents.*"  # what TensorBoard's files are called
 PARTS = {1: "train", 2: "val", 3: "test"}  # what the last of so many parts is called
 
 
@@ -1677,6 +1678,7 @@ _positive, _path = _Number(min=0, min_open=True), click.Path()
 )
 @click.option("--overwrite", is_flag=True, help="Start anew in a used --out.")
 @click.option("--save-every", type=_count, metavar="STEPS", help="Within epochs too.")
+@click.option("--tensorboard", is_flag=True, help="To see with tensorboard --logdir.")
 @click.option("--plot/--no-plot", default=None, help="Default: if matplotlib is there.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 @click.pass_context
@@ -1720,7 +1722,7 @@ def _defaults(options: dict) -> dict:
         raise click.UsageError("--data and --target, what to predict, go together")
     if len(options["ratios"] or ()) > 3:
         raise click.UsageError("--ratios must be at most 3: train, val and test")
-    aside = {"out", "resume", "overwrite", "plot", "quiet"}
+    aside = {"out", "resume", "overwrite", "tensorboard", "plot", "quiet"}
     defaults = TABLE if options["data"] else LINE
     config = {name: v for name, v in options.items() if name not in aside}
     return config | {name: v for name, v in defaults.items() if config[name] is None}
@@ -1872,6 +1874,7 @@ def _pick_device(name: str) -> torch.device:
 
 def _fit(config: dict, folder: Path, options: dict) -> None:
     """Train as the config says, in the folder, and print how it goes."""
+    board = _tensorboard(folder) if options["tensorboard"] else _same
     parts, config = _tables(config)
     load = partial(make_loader, batch_size=config["batch_size"], seed=config["seed"])
     train = load(parts[0], shuffle=bool(config["data"]), workers=config["workers"])
@@ -1881,7 +1884,7 @@ def _fit(config: dict, folder: Path, options: dict) -> None:
     if options["resume"] and last.exists():
         state = load_checkpoint(state, last)
     elif options["overwrite"]:
-        for path in (last, best):
+        for path in (last, best, *folder.glob(EVENTS)):
             path.unlink(missing_ok=True)
     state = state._replace(config=config)
     _write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
@@ -1893,11 +1896,13 @@ def _fit(config: dict, folder: Path, options: dict) -> None:
     common |= {"checkpoint": folder, "save_every": config["save_every"], "stop": stop}
     step = partial(train_step, accumulate=config["accumulate"], clip=config["clip"])
     try:
-        with _progress(state, len(train), folder, options["quiet"]) as (count, watch):
+        progress = _progress(state, len(train), folder, options["quiet"], board)
+        with progress as (count, watch):
             state = fit(state, train, val, step=count(step), on_epoch=watch, **common)
     except (KeyboardInterrupt, SystemExit):
         if last.exists():
             go_on = f"python -m kit fit --out {folder} --resume"
+            go_on += " --tensorboard" * options["tensorboard"]
             click.echo(f"\ninterrupted and saved; go on with: {go_on}", err=True)
         raise
     if not best.exists():
@@ -1923,7 +1928,9 @@ def _start(config: dict, rows: Batch, steps: int) -> tuple[nn.Module, State]:
 
 
 @contextmanager
-def _progress(state: State, steps: int, folder: Path, quiet: bool) -> Iterator[tuple]:
+def _progress(
+    state: State, steps: int, folder: Path, quiet: bool, board: Callable
+) -> Iterator[tuple]:
     """A wrap for the step and an on_epoch, which write history.csv and show the run.
 
     On a terminal that is a bar over all steps, else a line for every tenth of the run.
@@ -1941,6 +1948,7 @@ def _progress(state: State, steps: int, folder: Path, quiet: bool) -> Iterator[t
 
     def watch(state: State) -> None:
         _write_text(folder / "history.csv", _csv(state.history))
+        board(state)
         done, row = len(state.history), state.history[-1]
         losses = [f"{k} {v:.4g}" for k, v in row.items() if k.endswith("loss")]
         bar.label = "  ".join([f"epoch {done}/{epochs}", *losses])
@@ -1951,6 +1959,38 @@ def _progress(state: State, steps: int, folder: Path, quiet: bool) -> Iterator[t
         bar.update(state.step)
         yield count, watch
         bar.render_progress()
+
+
+def _tensorboard(folder: Path) -> Callable[[State], None]:
+    """An on_epoch that writes rows, parameters and config as events of TensorBoard."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
+    except ImportError:
+        what = "--tensorboard needs tensorboard: pip install tensorboard"
+        raise ImportError(what) from None
+    writer: Any = None
+
+    def board(state: State) -> None:
+        nonlocal writer
+        rows = state.history[-1:]
+        if writer is None:  # the first epoch of this process
+            if not any(folder.glob(EVENTS)):
+                rows = state.history  # of a run that began without --tensorboard
+            # purge_step hides what a killed run wrote after its checkpoint
+            writer = SummaryWriter(folder, purge_step=int(rows[0]["epoch"]))
+            config = state.config.items()
+            plain = {k: str(v) if isinstance(v, tuple) else v for k, v in config}
+            for part in hparams(plain, rows[-1]):  # add_hparams would add a run
+                writer.file_writer.add_summary(part)
+        for row in rows:
+            for key, value in row.items():
+                writer.add_scalar(key, value, row["epoch"])
+        for name, p in _bare(state.model).named_parameters():
+            writer.add_histogram(_plain_key(name), p, row["epoch"])
+        writer.flush()
+
+    return board
 
 
 def _write_text(path: Path, text: str) -> None:
