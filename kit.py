@@ -715,13 +715,13 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def eval_step(
-    model: nn.Module, batch: Batch, *, loss_fn: LossFn, metrics: Callable | None = None
+    model: nn.Module, batch: Batch, *, loss_fn: LossFn, metrics: Any = None
 ) -> Sums:
     """The totals of one batch in eval mode, without gradients: loss and weight.
 
-    With metrics, "outputs" holds the pair (prediction, target) as well. Uses no_grad
-    rather than inference_mode, whose tensors could not be trained on later, were the
-    model to keep one.
+    A metrics object is updated with the batch; for a metrics function "outputs" holds
+    the pair (prediction, target). Uses no_grad rather than inference_mode, whose
+    tensors could not be trained on later, were the model to keep one.
 
     >>> eval_step(nn.Identity(), (torch.ones(3), torch.zeros(3)), loss_fn=F.l1_loss)
     {'loss': tensor(3., dtype=torch.float64), 'weight': 3}
@@ -731,7 +731,11 @@ def eval_step(
         prediction = model(inputs)
         loss = loss_fn(prediction, targets)
     sums = _totals(loss, len(targets))
-    return sums | ({"outputs": [(prediction, targets)]} if metrics else {})
+    if hasattr(metrics, "compute"):
+        metrics.update(prediction, targets)
+    elif metrics:
+        sums["outputs"] = [(prediction, targets)]
+    return sums
 
 
 def evaluate(
@@ -739,14 +743,17 @@ def evaluate(
     loader: Iterable[Batch],
     *,
     loss_fn: LossFn,
-    metrics: Callable | None = None,
+    metrics: Any = None,
 ) -> Row:
     """The mean loss over all samples of the loader, and the metrics over them.
 
     metrics(prediction, target) gets all of them at once, on the model's device, so
     that what is no mean of batches (R², F1, a quantile) is right however they are
-    batched; it returns a dict of numbers. Neither the mode of any module nor the
-    training's randomness changes. Source: tutorial 3.3, 4.2.
+    batched; it returns a dict of numbers. Or metrics is an object with reset, update
+    and compute, such as a torchmetrics Metric or MetricCollection on that device: it
+    gets batch by batch, and no outputs are kept. A number without a name goes by that
+    of the function or class. Neither the mode of any module nor the training's
+    randomness changes. Source: tutorial 3.3, 4.2, 8.2.
 
     >>> row = evaluate(nn.Identity(), [make_data()], loss_fn=F.l1_loss, metrics=metrics)
     >>> round(row["loss"], 3), round(row["r2"], 3)
@@ -755,18 +762,35 @@ def evaluate(
     sums: Sums = {}
     outputs = []
     _check_loader(loader)
-    with _kept_random():  # a plain DataLoader draws, and so may a model
+    if hasattr(metrics, "compute"):
+        metrics.reset()
+    with _kept_random():  # a plain DataLoader draws; a model or a metric may
         for batch in loader:
             part = eval_step(model, batch, loss_fn=loss_fn, metrics=metrics)
             outputs += part.pop("outputs", [])
             sums = _add(sums, part)
-    if not sums:
-        raise ValueError("the loader must have a batch to evaluate, got none")
-    row = _means(sums)
-    if metrics:
-        prediction, target = (torch.cat(tensors) for tensors in zip(*outputs))
-        row |= {k: float(v) for k, v in metrics(prediction, target).items()}
-    return row
+        if not sums:
+            raise ValueError("the loader must have a batch to evaluate, got none")
+        scores = _measured(metrics, outputs) if metrics else {}
+    return _means(sums) | scores
+
+
+def _measured(metrics: Any, outputs: list) -> Row:
+    """The numbers of a metrics object, which is reset, or of a function, by name."""
+    if hasattr(metrics, "compute"):
+        found = metrics.compute()
+        metrics.reset()
+    else:
+        found = metrics(*(torch.cat(tensors) for tensors in zip(*outputs)))
+    if not isinstance(found, dict):
+        found = {getattr(metrics, "__name__", type(metrics).__name__): found}
+    for name, value in found.items():
+        if math.prod(np.shape(value)) != 1:
+            raise ValueError(
+                f"{name} must be a single number to go into a row, got shape "
+                f"{tuple(np.shape(value))}: average it, or name its parts"
+            )
+    return {name: float(value) for name, value in found.items()}
 
 
 def predict(model: nn.Module, inputs: Any) -> Tensor:
@@ -1560,6 +1584,7 @@ LINE |= {"ratios": (0.8, 0.2), "shuffle": False}
 TABLE = {"model": "mlp", "optimizer": "adam", "lr": 0.001, "batch_size": 32}
 TABLE |= {"ratios": (0.7, 0.15, 0.15), "shuffle": True, "patience": 20}
 FACTS = {"columns", "classes", "shape", "outputs", "crc"}  # of the data, in a config
+EVENTS = "events.out.tfevents.*"  # what TensorBoard's files are called
 PARTS = {1: "train", 2: "val", 3: "test"}  # what the last of so many parts is called
 
 
@@ -1727,6 +1752,7 @@ _positive, _path = _Number(min=0, min_open=True), click.Path()
 )
 @click.option("--overwrite", is_flag=True, help="Start anew in a used --out.")
 @click.option("--save-every", type=_count, metavar="STEPS", help="Within epochs too.")
+@click.option("--tensorboard", is_flag=True, help="To see with tensorboard --logdir.")
 @click.option("--plot/--no-plot", default=None, help="Default: if matplotlib is there.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 @click.pass_context
@@ -1773,7 +1799,7 @@ def _defaults(options: dict) -> dict:
         raise click.UsageError("--data and --target, what to predict, go together")
     if len(options["ratios"] or ()) > 3:
         raise click.UsageError("--ratios must be at most 3: train, val and test")
-    aside = {"out", "resume", "overwrite", "plot", "quiet"}
+    aside = {"out", "resume", "overwrite", "tensorboard", "plot", "quiet"}
     defaults = TABLE if options["data"] else LINE
     config = {name: v for name, v in options.items() if name not in aside}
     return config | {name: v for name, v in defaults.items() if config[name] is None}
@@ -1930,6 +1956,7 @@ def _pick_device(name: str) -> torch.device:
 
 def _fit(config: dict, folder: Path, options: dict) -> None:
     """Train as the config says, in the folder, and print how it goes."""
+    board = _tensorboard(folder) if options["tensorboard"] else _same
     parts, config = _tables(config)
     load = partial(make_loader, batch_size=config["batch_size"], seed=config["seed"])
     train = load(parts[0], shuffle=config["shuffle"], workers=config["workers"])
@@ -1939,7 +1966,7 @@ def _fit(config: dict, folder: Path, options: dict) -> None:
     if options["resume"] and last.exists():
         state = load_checkpoint(state, last)
     elif options["overwrite"]:
-        for path in (last, best):
+        for path in (last, best, *folder.glob(EVENTS)):
             path.unlink(missing_ok=True)
     state = state._replace(config=config)
     _write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
@@ -1951,11 +1978,13 @@ def _fit(config: dict, folder: Path, options: dict) -> None:
     common |= {"checkpoint": folder, "save_every": config["save_every"], "stop": stop}
     step = partial(train_step, accumulate=config["accumulate"], clip=config["clip"])
     try:
-        with _progress(state, len(train), folder, options["quiet"]) as (count, watch):
+        progress = _progress(state, len(train), folder, options["quiet"], board)
+        with progress as (count, watch):
             state = fit(state, train, val, step=count(step), on_epoch=watch, **common)
     except (KeyboardInterrupt, SystemExit):
         if last.exists():
             go_on = f"python -m kit fit --out {folder} --resume"
+            go_on += " --tensorboard" * options["tensorboard"]
             click.echo(f"\ninterrupted and saved; go on with: {go_on}", err=True)
         raise
     if not best.exists():
@@ -1986,7 +2015,9 @@ def _start(config: dict, rows: Batch, steps: int) -> tuple[nn.Module, State]:
 
 
 @contextmanager
-def _progress(state: State, steps: int, folder: Path, quiet: bool) -> Iterator[tuple]:
+def _progress(
+    state: State, steps: int, folder: Path, quiet: bool, board: Callable
+) -> Iterator[tuple]:
     """A wrap for the step and an on_epoch, which write history.csv and show the run.
 
     On a terminal that is a bar over all steps, else a line for every tenth of the run.
@@ -2004,6 +2035,7 @@ def _progress(state: State, steps: int, folder: Path, quiet: bool) -> Iterator[t
 
     def watch(state: State) -> None:
         _write_text(folder / "history.csv", _csv(state.history))
+        board(state)
         done, row = len(state.history), state.history[-1]
         losses = [f"{k} {v:.4g}" for k, v in row.items() if k.endswith("loss")]
         bar.label = "  ".join([f"epoch {done}/{epochs}", *losses])
@@ -2014,6 +2046,38 @@ def _progress(state: State, steps: int, folder: Path, quiet: bool) -> Iterator[t
         bar.update(state.step)
         yield count, watch
         bar.render_progress()
+
+
+def _tensorboard(folder: Path) -> Callable[[State], None]:
+    """An on_epoch that writes rows, parameters and config as events of TensorBoard."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
+    except ImportError:
+        what = "--tensorboard needs tensorboard: pip install tensorboard"
+        raise ImportError(what) from None
+    writer: Any = None
+
+    def board(state: State) -> None:
+        nonlocal writer
+        rows = state.history[-1:]
+        if writer is None:  # the first epoch of this process
+            if not any(folder.glob(EVENTS)):
+                rows = state.history  # of a run that began without --tensorboard
+            # purge_step hides what a killed run wrote after its checkpoint
+            writer = SummaryWriter(folder, purge_step=int(rows[0]["epoch"]))
+            config = state.config.items()
+            plain = {k: str(v) if isinstance(v, tuple) else v for k, v in config}
+            for part in hparams(plain, rows[-1]):  # add_hparams would add a run
+                writer.file_writer.add_summary(part)
+        for row in rows:
+            for key, value in row.items():
+                writer.add_scalar(key, value, row["epoch"])
+        for name, p in _bare(state.model).named_parameters():
+            writer.add_histogram(_plain_key(name), p, row["epoch"])
+        writer.flush()
+
+    return board
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -1,11 +1,13 @@
 """Section 8, metrics: scikit-learn's numbers, or nan, or one clear line."""
 
 import math
+import weakref
 
 import numpy as np
 import pytest
 import sklearn.metrics as sk
 import torch
+import torchmetrics as tm
 from torch import nn
 from torch.nn import functional as F
 
@@ -292,3 +294,196 @@ def test_evaluate_gives_the_same_metrics_for_any_batching(kind, sizes):
     )
     assert row.pop("loss") == pytest.approx(whole.item(), rel=1e-6)
     assert row == kit.metrics(*data)
+
+
+# ------------------------------------------------- torchmetrics, and any batching
+
+
+def random_batches(data, seed):
+    """The data in batches of uneven sizes, one of a single sample among them."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [1]
+    while (rest := len(data[1]) - sum(sizes)) > 0:
+        sizes.append(min(rest, int(torch.randint(1, 40, (), generator=generator))))
+    order = torch.randperm(len(sizes), generator=generator)
+    sizes = [sizes[i] for i in order]
+    return list(zip(*(t.split(sizes) for t in data)))
+
+
+def scores(loader, metrics, loss_fn=F.mse_loss):
+    """The row of an evaluation that leaves the predictions as they are, but its loss."""
+    row = kit.evaluate(nn.Identity(), loader, loss_fn=loss_fn, metrics=metrics)
+    del row["loss"]
+    return row
+
+
+def regression_of_torchmetrics(dtype):
+    errors = {"mae": tm.MeanAbsoluteError(), "mse": tm.MeanSquaredError()}
+    errors |= {"rmse": tm.MeanSquaredError(squared=False), "r2": tm.R2Score()}
+    return tm.MetricCollection(errors).set_dtype(dtype)
+
+
+def classes_of_torchmetrics(classes):
+    c = tm.classification
+    options = {"num_classes": classes, "average": "macro"}
+    return tm.MetricCollection(
+        {
+            "accuracy": c.MulticlassAccuracy(num_classes=classes, average="micro"),
+            "precision": c.MulticlassPrecision(**options),
+            "recall": c.MulticlassRecall(**options),
+            "f1": c.MulticlassF1Score(**options),
+        }
+    )
+
+
+def random_regression(seed, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    n = int(torch.randint(2, 200, (), generator=generator))
+    target, noise = torch.randn(2, n, 1, generator=generator, dtype=dtype)
+    return target * 0.8 + noise * 0.3, target
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("dtype, digits", [(torch.float64, 12), (torch.float32, 6)])
+def test_a_regression_is_scikit_learns_and_torchmetrics_in_any_batches(
+    seed, dtype, digits
+):
+    prediction, target = random_regression(seed, dtype)
+    loader = random_batches((prediction, target), seed)
+    expected = regression_of_sklearn(prediction.double(), target.double())
+    assert scores(loader, kit.metrics) == close(expected)
+    theirs = scores(loader, regression_of_torchmetrics(dtype))
+    assert theirs == pytest.approx(expected, rel=10**-digits, abs=10**-digits)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_classification_is_scikit_learns_and_torchmetrics_in_any_batches(seed):
+    generator = torch.Generator().manual_seed(seed)
+    n, classes = torch.randint(2, 9, (2,), generator=generator).tolist()
+    target = torch.randint(classes, (n * 17,), generator=generator)
+    logits = torch.randn(n * 17, classes, generator=generator)
+    logits += F.one_hot(target, classes) * (seed % 4)
+    loader = random_batches((logits, target), seed)
+    expected = classes_of_sklearn(logits.argmax(1), target)
+    assert scores(loader, kit.metrics, F.cross_entropy) == close(expected)
+    theirs = scores(loader, classes_of_torchmetrics(classes), F.cross_entropy)
+    assert theirs == pytest.approx(expected, abs=1e-6)  # which divides in float32
+
+
+def test_a_metric_goes_by_its_class_and_a_collection_by_its_own_keys():
+    data = random_regression(0)
+    loader = random_batches(data, 0)
+    r2 = tm.functional.r2_score(*data).item()
+    assert scores(loader, tm.R2Score()) == {"R2Score": pytest.approx(r2, abs=1e-6)}
+    both = tm.MetricCollection([tm.R2Score(), tm.MeanSquaredError()], prefix="my_")
+    assert scores(loader, both).keys() == {"my_R2Score", "my_MeanSquaredError"}
+    alone = scores(loader, tm.functional.r2_score)  # a function of all outputs
+    assert alone == {"r2_score": r2} and type(alone["r2_score"]) is float
+
+
+class Recorder:
+    """The smallest metrics object: it counts, and keeps no tensor alive."""
+
+    def __init__(self):
+        self.calls, self.gone, self.seen = [], [], None
+
+    def reset(self):
+        self.calls.append("reset")
+
+    def update(self, prediction, target):
+        self.gone.append(self.seen is None or self.seen() is None)
+        self.seen = weakref.ref(prediction)
+        self.calls.append(len(target))
+
+    def compute(self):
+        self.gone.append(self.seen() is None)
+        self.calls.append("compute")
+        return {"batches": len(self.gone) - 1}
+
+
+def test_an_object_is_reset_updated_by_batch_computed_once_and_reset():
+    x = torch.ones(7, 1)
+    loader, recorder = list(zip(x.split(3), x.split(3))), Recorder()
+    row = kit.evaluate(nn.Linear(1, 1), loader, loss_fn=F.mse_loss, metrics=recorder)
+    assert recorder.calls == ["reset", 3, 3, 1, "compute", "reset"]
+    assert row["batches"] == 3.0 and type(row["batches"]) is float
+    assert recorder.gone == [True] * 4  # no batch's outputs outlive it
+
+
+def test_a_metric_used_before_or_left_amid_an_evaluation_starts_afresh():
+    data = random_regression(1)
+    loader, metric = random_batches(data, 1), tm.MeanSquaredError()
+    metric.update(torch.zeros(5), torch.full((5,), 1e6))
+    first = scores(loader, metric)
+    assert metric.update_count == 0 and metric.total == 0
+    with pytest.raises(ZeroDivisionError):
+        scores((1 / 0 if i else batch for i, batch in enumerate(loader)), metric)
+    expected = {"MeanSquaredError": pytest.approx(F.mse_loss(*data).item(), rel=1e-6)}
+    assert scores(loader, metric) == first == expected
+
+
+def test_a_metric_in_fit_gives_every_epoch_the_value_it_gives_by_hand():
+    torch.manual_seed(0)
+    train, val = kit.split(kit.make_data(noise=0.1, seed=0))
+    model = nn.Linear(1, 1)
+    state = kit.make_state(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    loader, by_hand = kit.make_loader(val, batch_size=3), []
+
+    def watch(state):
+        metric = tm.R2Score()
+        for x, y in loader:
+            metric.update(kit.predict(state.model, x), y)
+        by_hand.append(metric.compute().item())
+
+    options = {"loss_fn": F.mse_loss, "epochs": 5, "metrics": tm.R2Score()}
+    history = kit.fit(state, [train], loader, on_epoch=watch, **options).history
+    ours = [row["val_R2Score"] for row in history]
+    assert ours == by_hand and len(set(ours)) == 5
+
+
+def test_eval_step_updates_an_object_and_hands_no_outputs_back():
+    x, metric = torch.ones(4, 1), tm.MeanSquaredError()
+    sums = kit.eval_step(nn.Identity(), (x, x + 2), loss_fn=F.mse_loss, metrics=metric)
+    assert sums == {"loss": 16.0, "weight": 4}
+    assert metric.compute() == 4.0
+
+
+FOUR = tm.classification.MulticlassRecall(4)
+EACH_OF_FOUR = tm.classification.MulticlassRecall(4, average=None)
+
+
+@pytest.mark.parametrize(
+    "metric, name",
+    [
+        (tm.classification.MulticlassConfusionMatrix(4), "MulticlassConfusionMatrix"),
+        (tm.MetricCollection({"f1": FOUR, "each": EACH_OF_FOUR}), "each"),
+        (kit.confusion_matrix, "confusion_matrix"),
+        (lambda prediction, target: {"shares": target.bincount().tolist()}, "shares"),
+        (lambda prediction, target: {"none": torch.zeros(0)}, "none"),
+    ],
+)
+def test_what_is_not_a_single_number_is_one_line_that_names_it(metric, name):
+    line = rf"^{name} must be a single number to go into a row, got shape \([\d, ]+\)"
+    with pytest.raises(ValueError, match=line + r"[^\n]*$"):
+        scores([class_data()], metric, F.cross_entropy)
+
+
+def test_each_class_has_its_number_where_a_wrapper_names_them():
+    metric = tm.ClasswiseWrapper(EACH_OF_FOUR)
+    row = scores([class_data()], metric, F.cross_entropy)
+    prediction, target = (t.numpy() for t in class_data())
+    expected = sk.recall_score(target, prediction.argmax(1), average=None)
+    assert list(row) == [f"multiclassrecall_{i}" for i in range(4)]
+    assert list(row.values()) == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+def test_a_metric_that_draws_leaves_the_trainings_random_numbers():
+    def bootstrap(prediction, target):
+        rows = torch.randint(len(target), (len(target),))
+        return {"mae": F.l1_loss(prediction[rows], target[rows])}
+
+    before = torch.get_rng_state()
+    loader = random_batches(random_regression(2), 2)
+    for metric in (bootstrap, tm.BootStrapper(tm.MeanSquaredError(), quantile=None)):
+        scores(loader, metric)
+        assert torch.equal(torch.get_rng_state(), before)
