@@ -21,7 +21,7 @@ function touches is in its signature.
 The sections carry the numbers of the tutorial, the recipes and the tests:
 
     1 data   2 model   3 train   4 evaluate   5 checkpoint   6 together
-    7 techniques   8 metrics   9 watch   11 command line
+    7 techniques   8 metrics   9 watch   10 export   11 command line
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import csv
 import importlib
 import io
 import json
+import logging
 import math
 import os
 import pickle
@@ -38,6 +39,7 @@ import random
 import signal
 import struct
 import sys
+import textwrap
 import threading
 import time
 import warnings
@@ -45,7 +47,7 @@ import zipfile
 import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
@@ -1515,6 +1517,131 @@ def _figure(width: float, height: float):
     return Figure(figsize=(width, height), layout="constrained")
 
 
+# ------------------------------------------------------------------- 10 export
+
+
+def export(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    example: Tensor,
+    metadata: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the model to an .onnx or .pt2 file that takes batches of any size.
+
+    example is a batch of inputs (N, ...). The bare model is exported in eval mode, for
+    the CPU, its input named "input", its output "output"; metadata's values become
+    JSON. What was made is loaded by onnxruntime, or by torch, and given 1, N and N + 1
+    rows: no output may differ by more than 1e-4 of the largest (or by 1e-6). Only then
+    is it written, beside, and renamed. Source: tutorial 10.1.
+
+    Raises ValueError when torch cannot export the model, or the numbers differ.
+
+    >>> export(nn.Linear(2, 1), "plane.pt2", example=torch.rand(8, 2)).name
+    'plane.pt2'
+    """
+    path, makers = Path(path), {".onnx": _make_onnx, ".pt2": _make_pt2}
+    if path.suffix.lower() not in makers:
+        raise ValueError(f"an export must be an .onnx or .pt2 file, got {path.name}")
+    if not isinstance(example, Tensor):
+        raise TypeError(f"example must be a tensor, got {type(example).__name__}")
+    _at_least("rows of example", example.ndim and len(example), 1)
+    rows = example.detach().cpu()
+    batches = rows[:1], rows, torch.cat([rows, rows[:1]])
+    texts = {key: json.dumps(value) for key, value in (metadata or {}).items()}
+    with _exporting(path.name):
+        bare = copy.deepcopy(_bare(model)).cpu().eval().requires_grad_(False)
+        expected = [_one_tensor(bare(batch)) for batch in batches]
+        content, loaded = makers[path.suffix.lower()](_program(bare, rows), texts)
+        outputs = [_one_tensor(loaded(batch)) for batch in batches]
+    for one, other in zip(expected, outputs):
+        _check_same(one, other, path.name)
+    return _write(path, lambda file: file.write(content))
+
+
+def _program(model: nn.Module, rows: Tensor) -> torch.export.ExportedProgram:
+    """The model as torch's graph, of free batch size, without this machine's paths."""
+    traced = rows.new_zeros(2, *rows.shape[1:])  # saved too; 1 row would fix the size
+    shapes = torch.export.ShapesCollection()
+    shapes[traced] = {0: torch.export.Dim("batch")}
+    dynamic = shapes.dynamic_shapes(model, (traced,))
+    program = torch.export.export(model, (traced,), dynamic_shapes=dynamic)
+    for module in program.graph_module.modules():  # a condition has graphs of its own
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)
+    return program
+
+
+def _make_pt2(program: torch.export.ExportedProgram, texts: dict) -> tuple:
+    """A .pt2 file's content, and the function that torch makes of it."""
+    file = io.BytesIO()
+    torch.export.save(program, file, extra_files=texts)
+    return file.getvalue(), torch.export.load(io.BytesIO(file.getvalue())).module()
+
+
+def _make_onnx(program: torch.export.ExportedProgram, texts: dict) -> tuple:
+    """An .onnx file's content, and the function that onnxruntime makes of it."""
+    needs = "onnx", "onnxscript", "onnxruntime"
+    try:
+        *_, onnxruntime = map(importlib.import_module, needs)
+    except ImportError:
+        raise ImportError(f".onnx needs: pip install {' '.join(needs)}") from None
+    made: Any = torch.onnx.export(
+        program,
+        input_names=["input"],
+        output_names=["output"],
+        dynamic_shapes=({0: "batch"},),
+        verbose=False,
+    )
+    made.model.metadata_props.update(texts)
+    content = made.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content)
+
+    def loaded(rows: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(["output"], {"input": rows.numpy()})[0])
+
+    return content, loaded
+
+
+def _one_tensor(output: Any) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise TypeError(f"it must give one tensor, got {type(output).__name__}")
+    return output.double()
+
+
+def _check_same(expected: Tensor, got: Tensor, name: str) -> None:
+    most, differ = float(expected.abs().max()), math.inf
+    if expected.shape == got.shape:
+        differ = float((got - expected).abs().max())
+    if not differ <= max(1e-4 * most, 1e-6) < math.inf:
+        raise ValueError(
+            f"{name} differs from the model by {differ:.2g}, in outputs up to {most:.2g} "
+            f"of {len(expected)} rows: not written"
+        )
+
+
+@contextmanager
+def _exporting(name: str) -> Iterator[None]:
+    """torch's exporters without what they warn of, log and print; one line if they fail."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    except ImportError:
+        raise
+    except Exception as error:  # they raise of all kinds
+        cause: BaseException = error
+        while cause.__cause__:
+            cause = cause.__cause__
+        reason = textwrap.shorten(str(cause), 250, placeholder=" ...")
+        raise ValueError(f"{name} cannot be made of the model: {reason}") from error
+    finally:
+        logging.disable(before)
+
+
 # ------------------------------------------------------------- 11 command line
 
 OPTIMIZERS: dict[str, Callable] = {
@@ -2025,6 +2152,22 @@ def _predict_command(checkpoint: str, data: str, output: str | None) -> None:
         _write_text(Path(output), _csv(rows))
     else:
         click.echo(_csv(rows), nl=False)
+
+
+@main.command("export")
+@click.argument("checkpoint", type=_path)
+@click.argument("file", type=_path)
+def _export_command(checkpoint: str, file: str) -> None:
+    """Write a checkpoint's model to FILE.onnx or FILE.pt2, for use without kit."""
+    model, config = _open(checkpoint)
+    example = torch.randn(8, *config["shape"])
+    if config["data"]:  # rows as they are before the standardisation
+        scale: Any = next(model.children())
+        example = example * scale.std + scale.mean
+    facts = {key: config[key] for key in ("task", "target", "columns", "classes")}
+    facts["metrics"] = {k: v for k, v in config["history"][-1].items() if v - v == 0}
+    export(model, file, example=example, metadata=facts)
+    click.echo(f"{file}: gives the numbers of {checkpoint}, for batches of any size")
 
 
 @main.command("summary")
