@@ -21,7 +21,7 @@ function touches is in its signature.
 The sections carry the numbers of the tutorial, the recipes and the tests:
 
     1 data   2 model   3 train   4 evaluate   5 checkpoint   6 together
-    7 techniques   8 metrics   9 watch   11 command line
+    7 techniques   8 metrics   9 watch   10 export   11 command line
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import difflib
 import importlib
 import io
 import json
+import logging
 import math
 import os
 import pickle
@@ -40,6 +41,7 @@ import re
 import signal
 import struct
 import sys
+import textwrap
 import threading
 import time
 import warnings
@@ -47,7 +49,7 @@ import zipfile
 import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from functools import partial
 from itertools import chain, pairwise
 from multiprocessing.util import Finalize
@@ -761,11 +763,11 @@ def evaluate(
     """
     sums: Sums = {}
     outputs = []
-    _check_loader(loader)
     if hasattr(metrics, "compute"):
         metrics.reset()
-    with _kept_random():  # a plain DataLoader draws; a model or a metric may
-        for batch in loader:
+    keep = partial(torch.random.fork_rng, ()) if _is_ours(loader) else _kept_random
+    with keep():  # a plain DataLoader draws; a model or a metric may
+        for batch in _batches(loader):
             part = eval_step(model, batch, loss_fn=loss_fn, metrics=metrics)
             outputs += part.pop("outputs", [])
             sums = _add(sums, part)
@@ -803,9 +805,8 @@ def predict(model: nn.Module, inputs: Any) -> Tensor:
     torch.Size([2, 1])
     """
     batches = [inputs] if isinstance(inputs, Tensor | Mapping) else inputs
-    _check_loader(batches)
     device, outputs = _model_device(model), []
-    for batch in batches:
+    for batch in _batches(batches):
         inputs = batch[0] if isinstance(batch, tuple | list) else batch
         with _evaluating(model):
             outputs.append(model(_to(device, inputs)))
@@ -1099,7 +1100,7 @@ def _steps(
         start = time.perf_counter()
         first = int(state.history[-1]["step"]) if epoch else 0
         _seed(device, seed, -1, epoch)
-        batches = _batches(train, epoch, state.step - first)
+        batches = _batches(_placed(train, epoch, state.step - first))
         if not _is_ours(train):  # it draws its order, and its rows, as it goes
             for past in range(first, state.step):
                 _seed(device, seed, past)
@@ -1120,8 +1121,8 @@ def _steps(
         row = {"epoch": epoch, "step": state.step, "lr": float(lr)}
         row |= _means(state.sums, "train_")
         if val is not None:
-            seen = _until(caught, _batches(val, epoch, 0))
-            scores = evaluate(state.model, seen, loss_fn=loss_fn, metrics=metrics)
+            options = {"loss_fn": _unless(caught, loss_fn), "metrics": metrics}
+            scores = evaluate(state.model, _placed(val, epoch, 0), **options)
             row |= {f"val_{key}": value for key, value in scores.items()}
         if row.get("train_skipped", 0) < 1 and not state.per_step:
             _advance(state.scheduler, row.get("val_loss", row.get("train_loss", 0.0)))
@@ -1130,17 +1131,23 @@ def _steps(
         yield state, True
 
 
-def _batches(loader: Iterable[Batch], epoch: int, start: int) -> Iterator[Batch]:
-    """The epoch's batches; make_loader's from position start on, unread till there."""
-    _check_loader(loader)
+def _placed(loader: Any, epoch: int, start: int) -> Any:
+    """The loader, told its epoch; make_loader's also where in it to begin, unread."""
     for sampler in (getattr(loader, n, None) for n in ("sampler", "batch_sampler")):
         if isinstance(sampler, _Order):
             sampler.epoch, sampler.start = epoch, start
         elif set_epoch := getattr(sampler, "set_epoch", None):
             set_epoch(epoch)
-    if isinstance(loader, DataLoader) and isinstance(loader.dataset, _Tensors):
-        if not loader.num_workers:  # past DataLoader's own 40 µs a batch
-            return map(loader.dataset.__getitem__, loader.sampler)
+    return loader
+
+
+def _batches(loader: Any) -> Iterator[Any]:
+    if isinstance(loader, Tensor | tuple):
+        kind = type(loader).__name__
+        raise TypeError(f"loader must give batches, got a {kind}: make_loader(data)")
+    dataset = getattr(loader, "dataset", None)
+    if isinstance(dataset, _Tensors) and not loader.num_workers:
+        return map(dataset.__getitem__, loader.sampler)  # 40 µs a batch less
     return iter(loader)
 
 
@@ -1148,17 +1155,13 @@ def _is_ours(loader: Any) -> bool:
     return isinstance(getattr(loader, "sampler", None), _Order)
 
 
-def _check_loader(loader: Any) -> None:
-    if isinstance(loader, Tensor | tuple):
-        kind = type(loader).__name__
-        raise TypeError(f"loader must give batches, got a {kind}: make_loader(data)")
-
-
-def _until(caught: Sequence[int], batches: Iterable[Batch]) -> Iterator[Batch]:
-    for batch in batches:
+def _unless(caught: Sequence[int], loss_fn: LossFn) -> LossFn:
+    def watched(*pair: Tensor) -> Any:
         if caught:
             raise _Interrupted
-        yield batch
+        return loss_fn(*pair)
+
+    return watched
 
 
 def _seed(device: torch.device, *numbers: int) -> None:
@@ -1551,7 +1554,7 @@ def _figure(width: float, height: float):
             installed = {font.name for font in font_manager.fontManager.ttflist}
             more = [name for name in _CJK_FONTS if name in installed]
             for text in self.findobj(Text):
-                text.set_fontfamily([*text.get_fontfamily(), *more])
+                text.set_fontfamily([*dict.fromkeys([*text.get_fontfamily(), *more])])
             with warnings.catch_warnings():  # boxes say that no font was there
                 warnings.filterwarnings("ignore", "Glyph .* missing from font")
                 super().draw(renderer)
@@ -1563,6 +1566,131 @@ _CJK_FONTS = (
     *("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "PingFang SC"),
     *("Microsoft YaHei", "SimHei", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei"),
 )
+
+# ------------------------------------------------------------------- 10 export
+
+
+def export(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    example: Tensor,
+    metadata: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the model to an .onnx or .pt2 file that takes batches of any size.
+
+    example is a batch of inputs (N, ...). The bare model is exported in eval mode, for
+    the CPU, its input named "input", its output "output"; metadata's values become
+    JSON. What was made is loaded by onnxruntime, or by torch, and given 1, N and N + 1
+    rows: no output may differ by more than 1e-4 of the largest (or by 1e-6). Only then
+    is it written, beside, and renamed. Source: tutorial 10.1.
+
+    Raises ValueError when torch cannot export the model, or the numbers differ.
+
+    >>> export(nn.Linear(2, 1), "plane.pt2", example=torch.rand(8, 2)).name
+    'plane.pt2'
+    """
+    path, makers = Path(path), {".onnx": _make_onnx, ".pt2": _make_pt2}
+    if path.suffix.lower() not in makers:
+        raise ValueError(f"an export must be an .onnx or .pt2 file, got {path.name}")
+    if not isinstance(example, Tensor):
+        raise TypeError(f"example must be a tensor, got {type(example).__name__}")
+    _at_least("rows of example", example.ndim and len(example), 1)
+    rows = example.detach().cpu()
+    batches = rows[:1], rows, torch.cat([rows, rows[:1]])
+    texts = {key: json.dumps(value) for key, value in (metadata or {}).items()}
+    with _exporting(path.name):
+        bare = copy.deepcopy(_bare(model)).cpu().eval().requires_grad_(False)
+        expected = [_one_tensor(bare(batch)) for batch in batches]
+        content, loaded = makers[path.suffix.lower()](_program(bare, rows), texts)
+        outputs = [_one_tensor(loaded(batch)) for batch in batches]
+    for one, other in zip(expected, outputs):
+        _check_same(one, other, path.name)
+    return _write(path, lambda file: file.write(content))
+
+
+def _program(model: nn.Module, rows: Tensor) -> torch.export.ExportedProgram:
+    """The model as torch's graph, of free batch size, without this machine's paths."""
+    traced = rows.new_zeros(2, *rows.shape[1:])  # saved too; 1 row would fix the size
+    shapes = torch.export.ShapesCollection()
+    shapes[traced] = {0: torch.export.Dim("batch")}
+    dynamic = shapes.dynamic_shapes(model, (traced,))
+    program = torch.export.export(model, (traced,), dynamic_shapes=dynamic)
+    for module in program.graph_module.modules():  # a condition has graphs of its own
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)
+    return program
+
+
+def _make_pt2(program: torch.export.ExportedProgram, texts: dict) -> tuple:
+    """A .pt2 file's content, and the function that torch makes of it."""
+    file = io.BytesIO()
+    torch.export.save(program, file, extra_files=texts)
+    return file.getvalue(), torch.export.load(io.BytesIO(file.getvalue())).module()
+
+
+def _make_onnx(program: torch.export.ExportedProgram, texts: dict) -> tuple:
+    """An .onnx file's content, and the function that onnxruntime makes of it."""
+    needs = "onnx", "onnxscript", "onnxruntime"
+    try:
+        *_, onnxruntime = map(importlib.import_module, needs)
+    except ImportError:
+        raise ImportError(f".onnx needs: pip install {' '.join(needs)}") from None
+    made: Any = torch.onnx.export(
+        program,
+        input_names=["input"],
+        output_names=["output"],
+        dynamic_shapes=({0: "batch"},),
+        verbose=False,
+    )
+    made.model.metadata_props.update(texts)
+    content = made.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content)
+
+    def loaded(rows: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(["output"], {"input": rows.numpy()})[0])
+
+    return content, loaded
+
+
+def _one_tensor(output: Any) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise TypeError(f"it must give one tensor, got {type(output).__name__}")
+    return output.double()
+
+
+def _check_same(expected: Tensor, got: Tensor, name: str) -> None:
+    most, differ = float(expected.abs().max()), math.inf
+    if expected.shape == got.shape:
+        differ = float((got - expected).abs().max())
+    if not differ <= max(1e-4 * most, 1e-6) < math.inf:
+        raise ValueError(
+            f"{name} differs from the model by {differ:.2g}, in outputs up to {most:.2g} "
+            f"of {len(expected)} rows: not written"
+        )
+
+
+@contextmanager
+def _exporting(name: str) -> Iterator[None]:
+    """torch's exporters without what they warn of, log and print; one line if they fail."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    except ImportError:
+        raise
+    except Exception as error:  # they raise of all kinds
+        cause: BaseException = error
+        while cause.__cause__:
+            cause = cause.__cause__
+        reason = textwrap.shorten(str(cause), 250, placeholder=" ...")
+        raise ValueError(f"{name} cannot be made of the model: {reason}") from error
+    finally:
+        logging.disable(before)
+
 
 # ------------------------------------------------------------- 11 command line
 
@@ -2196,6 +2324,22 @@ def _predict_command(checkpoint: str, data: str, output: str | None) -> None:
         _write_text(Path(output), _csv(rows))
     else:
         click.echo(_csv(rows), nl=False)
+
+
+@main.command("export")
+@click.argument("checkpoint", type=_path)
+@click.argument("file", type=_path)
+def _export_command(checkpoint: str, file: str) -> None:
+    """Write a checkpoint's model to FILE.onnx or FILE.pt2, for use without kit."""
+    model, config = _open(checkpoint)
+    example = torch.randn(8, *config["shape"])
+    if config["data"]:  # rows as they are before the standardisation
+        scale: Any = next(model.children())
+        example = example * scale.std + scale.mean
+    facts = {key: config[key] for key in ("task", "target", "columns", "classes")}
+    facts["metrics"] = {k: v for k, v in config["history"][-1].items() if v - v == 0}
+    export(model, file, example=example, metadata=facts)
+    click.echo(f"{file}: gives the numbers of {checkpoint}, for batches of any size")
 
 
 @main.command("summary")
