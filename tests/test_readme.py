@@ -43,6 +43,41 @@ def test_the_recipes_are_all_listed():
     assert recipes == set(re.findall(r"\(recipes/(\w+\.py)\)", README.read_text()))
 
 
+def test_every_test_that_is_named_exists():
+    named = set(re.findall(r"`(test_\w+)`", README.read_text()))
+    files = Path(__file__).parent.glob("test_*.py")
+    there = set(
+        re.findall(
+            r"^def (test_\w+)", "".join(map(Path.read_text, files)), re.MULTILINE
+        )
+    )
+    assert len(named) > 10 and named <= there
+
+
+def test_your_own_project_needs_kit_py_and_nothing_else_beside_it(child):
+    (train,) = (code for code in blocks("python") if code.startswith("# train.py"))
+    Path("train.py").write_text(train)
+    Path("kit.py").write_bytes(KIT.read_bytes())
+    config = configparser.ConfigParser()
+    config.read(KIT.with_name("setup.cfg"))
+    extras = re.findall(r"[\w-]+(?=[>=]=)", config["options.extras_require"]["test"])
+    code = f"""
+import runpy, sys
+sys.path.insert(0, "")
+for name in {sorted({*extras, "sklearn", "yaml"} - {"torch", "numpy"})}:
+    sys.modules[name] = None
+runpy.run_path("train.py", run_name="__main__")
+assert __import__("kit").__file__ == {str(Path("kit.py").resolve())!r}
+"""
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    printed, errors = child("-c", code, env=env).communicate(timeout=120)
+    assert (printed, errors) == ("1.0\n", "")
+    assert sorted(path.name for path in Path("runs/late").iterdir()) == [
+        "best.pt",
+        "last.pt",
+    ]
+
+
 def test_importing_kit_costs_at_most_50_ms(child):
     code = """
 import time, torch, numpy, click, tabulate
