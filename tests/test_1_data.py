@@ -147,7 +147,7 @@ def test_ratios_that_cannot_be_are_refused(ratios, words):
         Endless(),
         (torch.zeros(4, 1), torch.zeros(3, 1)),
     ],
-    ids=str,
+    ids=lambda data: type(data).__name__,
 )
 @pytest.mark.parametrize("function", [kit.split, kit.make_loader])
 def test_what_is_no_table_and_no_dataset_is_refused_in_one_line(function, data):
