@@ -1779,7 +1779,7 @@ def _read_config(ctx: click.Context, option: click.Parameter, path: str | None) 
     known = {str(p.name) for p in ctx.command.params} - {"config"}
     for key, value in config.items():
         if key not in known | FACTS:
-            near = difflib.get_close_matches(str(key), known, 1, 0)[0]
+            near = difflib.get_close_matches(str(key), sorted(known), 1, 0)[0]
             raise ValueError(f"{path} has an unknown key, {key!r}: is it {near!r}?")
         if isinstance(value, Mapping):
             raise TypeError(f"{path}: {key} must be a value or a list, got {value}")
@@ -1861,6 +1861,7 @@ _positive, _path = _Number(min=0, min_open=True), click.Path()
 @click.option("--accumulate", type=_count, default=1, help="Pieces to eat a batch in.")
 @click.option("--clip", type=_positive, help="Largest norm of the gradient.")
 @click.option("--amp", type=click.Choice(["bf16", "fp16"]), help="Mixed precision.")
+@click.option("--compile", is_flag=True, help="By torch.compile: for large models.")
 @click.option("--patience", type=_natural, help="Epochs without gain; 0: no limit.")
 @click.option(
     "--min-delta", type=_Number(min=0), default=0.0, help="The least that is a gain."
@@ -2136,9 +2137,15 @@ def _start(config: dict, rows: Batch, steps: int) -> tuple[nn.Module, State]:
     if shape != must:
         raise ValueError(f"--model must give {must} for 2 rows, got {shape}")
     options = {"lr": config["lr"], "weight_decay": config["weight_decay"]}
-    optimizer = OPTIMIZERS[config["optimizer"]](model.parameters(), **options)
+    make = OPTIMIZERS[config["optimizer"]]
+    try:
+        optimizer = make(model.parameters(), fused=True, **options)
+    except (TypeError, RuntimeError):  # torch has none of its kind, for this device
+        optimizer = make(model.parameters(), **options)
     scheduler = _scheduler(config, optimizer, steps)
     wrapped = amp(model, config["amp"]) if config["amp"] else model
+    if config["compile"]:
+        wrapped.compile()
     return model, make_state(wrapped, optimizer, scheduler=scheduler)
 
 

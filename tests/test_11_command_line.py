@@ -421,6 +421,28 @@ def test_every_option_trains_a_table(files, options):
     assert call("predict", checkpoint, "--data", "reg.csv").count("\n") == 41
 
 
+@pytest.mark.parametrize("name", kit.OPTIMIZERS)
+def test_the_optimizer_is_fused_where_torch_has_one(files, name):
+    quick(*TABLE, "--optimizer", name, "--out", name)
+    (group,) = kit.read_checkpoint(f"{name}/last.pt")["optimizer"]["param_groups"]
+    assert group.get("fused", False) == (name != "rmsprop")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of inductor's own imports
+def test_a_compiled_model_trains_resumes_and_is_saved_as_the_plain_one(files):
+    options = (*TABLE, "--model", "linear", "--accumulate", 2, "--amp", "bf16")
+    quick(*options, "--out", "plain")
+    quick(*options, "--compile", "--epochs", 1, "--out", "compiled")
+    quick("--resume", "--out", "compiled")
+    plain, compiled = (
+        kit.read_checkpoint(f"{name}/last.pt") for name in ("plain", "compiled")
+    )
+    assert compiled["config"]["compile"] and not plain["config"]["compile"]
+    assert plain["model"].keys() == compiled["model"].keys()
+    for key, value in plain["model"].items():
+        assert torch.allclose(value, compiled["model"][key], atol=1e-3)
+
+
 @pytest.mark.parametrize("loss", ["cross_entropy", "bce"])
 def test_two_classes_train_with_either_loss(files, loss):
     options = ("--loss", loss, "--epochs", 60, "--lr", 0.02, "--out", "two")
@@ -611,7 +633,11 @@ def test_the_line_has_as_many_noisy_samples_as_wanted_in_the_order_wanted():
     "text, code, said",
     [
         ("epoch: 3", 1, "Error: a.yaml has an unknown key, 'epoch': is it 'epochs'?"),
-        ("config: a", 1, "Error: a.yaml has an unknown key, 'config': is it 'clip'?"),
+        (
+            "config: a",
+            1,
+            "Error: a.yaml has an unknown key, 'config': is it 'compile'?",
+        ),
         ("1: 2", 1, "Error: a.yaml has an unknown key, 1: is it"),
         ("epochs: many", 2, "Error: Invalid value for '--epochs': 'many' is not"),
         ("epochs: 2.5", 2, "Error: Invalid value for '--epochs': '2.5' is not"),
