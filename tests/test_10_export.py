@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import logging
+import math
 import os
 import sys
 import warnings
@@ -229,6 +230,15 @@ def test_the_tolerance_is_1e_4_of_the_largest_output(off, passes, monkeypatch):
         pytest.raises(ValueError, export).match("in outputs up to 1e[+]03 of 1 rows")
 
 
+def test_an_infinite_output_is_near_to_nothing(monkeypatch):
+    def make(program, texts):
+        return b"made", lambda x: torch.ones(len(x), 2)
+
+    monkeypatch.setattr(kit, "_make_pt2", make)
+    with pytest.raises(ValueError, match="differs from the model by inf"):
+        kit.export(Function(lambda x: x / 0), "a.pt2", example=torch.ones(3, 2))
+
+
 @pytest.mark.parametrize("n", [1, 3, 4])
 def test_a_file_that_is_wrong_at_one_batch_size_is_refused(n, monkeypatch):
     def make(program, texts):
@@ -392,6 +402,30 @@ print(json.dumps(session.get_modelmeta().custom_metadata_map))
     else:
         expected = [[float(row["prediction"])] for row in predicted]
     torch.testing.assert_close(got, torch.tensor(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_the_example_is_like_the_tables_rows(monkeypatch):
+    X = torch.from_numpy(write_table("a.csv", TARGETS["regression"]))
+    fit = "fit", "--data", "a.csv", "--target", "y", "--epochs", 1, "--quiet"
+    call(*fit, "--no-plot", "--out", "run")
+    given = []
+    monkeypatch.setattr(kit, "export", lambda *_, example, **__: given.append(example))
+    call("export", "run/best.pt", "a.onnx")
+    (example,) = given
+    assert example.shape[1:] == X.shape[1:]
+    assert ((example.mean(0) - X.mean(0)).abs() < 2 * X.std(0)).all()
+    assert (example.std(0) > 0.2 * X.std(0)).all()
+
+
+def test_metrics_that_are_no_numbers_are_left_out_of_the_metadata():
+    write_table("a.csv", TARGETS["regression"])
+    fit = "fit", "--data", "a.csv", "--target", "y", "--epochs", 1, "--quiet"
+    call(*fit, "--no-plot", "--ratios", "0.99,0.01", "--out", "run")
+    assert math.isnan(kit.read_checkpoint("run/best.pt")["history"][-1]["val_r2"])
+    call("export", "run/best.pt", "a.onnx")
+    texts = onnxruntime.InferenceSession("a.onnx").get_modelmeta().custom_metadata_map
+    assert "NaN" not in texts["metrics"] and "val_r2" not in texts["metrics"]
+    assert json.loads(texts["metrics"])["val_mae"] > 0
 
 
 def test_the_line_is_exported_from_a_process_without_a_warning(child):
