@@ -1544,7 +1544,7 @@ _SICK = """
 3 poor 0.9      what is above has learned next to nothing
     the loss is {:.0%} of a constant's: --hidden 128,128, --epochs 500, another --lr
 4 wait 0.3      less gains little, and a worker costs
-    {:.0%} of {seconds:.1f} s an epoch goes on waiting for data: --workers {workers}
+    {:.0%} of {seconds:.1f} s an epoch is waiting for data: --workers {workers}, a cache
 4 batch 1.3     less drowns in a busy machine's noise
     batches of twice the rows are {:.1f} times as fast: --batch-size {twice}
 4 bf16 1.3      as above

@@ -210,7 +210,7 @@ CASES = {
         lambda: parabola(mlp()),
     ),
     "4 wait": (
-        r"[6-9]\d% of 2.0 s an epoch goes on waiting for data: --workers \d",
+        r"[6-9]\d% of 2.0 s an epoch is waiting for data: --workers \d",
         partial(sleepy, row=0.001, wait=0.005),
         partial(sleepy, row=0.005),
     ),
