@@ -21,7 +21,8 @@ function touches is in its signature.
 The sections carry the numbers of the tutorial, the recipes and the tests:
 
     1 data   2 model   3 train   4 evaluate   5 checkpoint   6 together
-    7 techniques   8 metrics   9 watch   10 export   11 command line
+    7 techniques   8 metrics   9 watch   10 export   12 troubleshooting
+    11 command line
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from functools import partial
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from multiprocessing.util import Finalize
 from pathlib import Path
 from types import FunctionType
@@ -1692,6 +1693,318 @@ def _exporting(name: str) -> Iterator[None]:
         logging.disable(before)
 
 
+# ---------------------------------------------------------- 12 troubleshooting
+
+_FEW = 4  # epochs: fewer have no trend
+_SLOW = 1.0  # seconds an epoch: nobody waits for less
+_LOOK, _MANY = 50, 2**25  # batches to look at; fewer, once they hold 128 MB
+
+# The tutorial's question, a number, what it must not be above, why; and what to say.
+_SICK = """
+1 lost 0        a loss is a number
+    {} losses are NaN or infinite: --lr {low}, --clip 1.0, no NaN in the data
+1 dead 0.5      a third of the units is usual in small trained nets
+    {:.0%} of the units of the ReLU {relu} are 0 in every row: --lr {low}, nn.LeakyReLU
+1 idle 0        what is frozen on purpose is not given to the optimizer
+    {} parameters have no gradient or no optimizer ({idlers}): requires_grad_(True)
+1 rise 1.1      less is noise
+    train_loss rose to {:.3g} times what it was: --lr {low}, --clip 1.0
+1 bounce 0.1    the tutorial's line ends in a bounce of 0.06
+    train_loss jumps by {:.0%} of a constant's loss an epoch: --lr {low}, --clip 1.0
+1 stay 0.99     less is a fall
+    train_loss is {:.2%} of what it was {epochs} epochs ago: --lr {high}
+1 late 0.2      a straight line has 0.25
+    {:.0%} of the loss's fall came in the last quarter: --lr {high}, or --epochs {more}
+2 gap 0.1       less is what another seed would do
+    val_loss rose by {:.0%} as train_loss fell: --patience 10, --weight-decay 1e-4
+3 late 0.1      as much again is yet to come
+    {:.0%} of the loss's fall came in the last quarter: --epochs {double}
+3 poor 0.9      what is above has learned next to nothing
+    the loss is {:.0%} of a constant's: --hidden 128,128, --epochs 500, another --lr
+4 wait 0.3      less gains little, and a worker costs
+    {:.0%} of {seconds:.1f} s an epoch is waiting for data: --workers {workers}, a cache
+4 batch 1.3     less drowns in a busy machine's noise
+    batches of twice the rows are {:.1f} times as fast: --batch-size {twice}
+4 bf16 1.3      as above
+    bf16 is {:.1f} times as fast: --amp bf16
+5 short 0       the copy's step ran out of it
+    a copy did not fit beside {:.1f} GiB: --accumulate 4, --amp bf16, or checkpointing
+5 full 0.8      fragments, and the longest batch, take the rest
+    {:.0%} of the memory was taken: --accumulate 4, --amp bf16, or checkpointing
+6 rare 10       the tutorial weighs its classes 1 : 10
+    class {rarest}, 1 row for {:.0f} of the commonest, is {found:.0%} found: class weights
+7 far 10        curvatures, by its square, are 100 times apart
+    inputs are {:.0f} times off a mean of 0 and a spread of 1: kit.Standardize(X) first
+7 same 0        a constant tells nothing
+    {} input columns ({constants}) have one value: leave them out
+"""
+
+
+def diagnose(
+    state: State,
+    train: Iterable[Batch] | None = None,
+    *,
+    loss_fn: LossFn | None = None,
+    step: Callable = train_step,
+) -> list[str]:
+    """What ails a run, as "what was seen: what to try"; [] where nothing was seen.
+
+    Of each of the tutorial's seven questions, the first answer that holds. The
+    history tells whether the losses fall, part or stay high. Given train and its
+    loss_fn, a copy also goes through up to 50 batches, for gradients, dead nn.ReLUs,
+    speed (of epochs of a second or more), memory, classes and inputs. Neither the
+    state nor the randomness changes. Source: tutorial 12.
+
+    >>> model = nn.Linear(1, 1)
+    >>> state = make_state(model, torch.optim.SGD(model.parameters(), lr=1e-4))
+    >>> state = fit(state, [make_data()], loss_fn=nn.L1Loss(), epochs=99)
+    >>> [finding.partition(": ")[2] for finding in diagnose(state)]
+    ['--lr 0.001, or --epochs 990']
+    """
+    facts: dict[str, Any] = {}
+    if train is not None:
+        if loss_fn is None:
+            raise ValueError("loss_fn must be given with train, got None")
+        try:
+            with _kept_random(), _kept_order(train):
+                facts = _trial(state, train, loss_fn, step)
+        except (RuntimeError, MemoryError) as error:
+            if "memory" not in repr(error).lower():
+                raise
+            facts = {"short": _memory(_device(state.optimizer))[0]}
+    facts |= _past(state, facts.get("loss", 0.0), facts.get("flat", math.inf))
+    found: dict[str, str] = {}
+    lines = _SICK.strip().splitlines()
+    for head, text in zip(lines[::2], lines[1::2]):
+        question, fact, limit = head.split()[:3]
+        answered = found.keys() & {question, "1" if question == "3" else question}
+        if not answered and facts.get(fact, 0) > float(limit):
+            found[question] = text.strip().format(facts[fact], **facts)
+    return list(found.values())
+
+
+@contextmanager
+def _kept_order(loader: Any) -> Iterator[None]:
+    """Put the loader's epoch, and the generators it draws from, back afterwards."""
+    sampler = getattr(loader, "sampler", None)
+    order = vars(sampler).copy() if _is_ours(loader) else {}
+    drawn = [getattr(thing, "generator", None) for thing in (loader, sampler)]
+    before = [(generator, generator.get_state()) for generator in drawn if generator]
+    try:
+        yield
+    finally:
+        if order:
+            vars(sampler).update(order)
+        for generator, kept in before:
+            generator.set_state(kept)
+
+
+def _past(state: State, loss: float, flat: float) -> dict[str, Any]:
+    """The facts of the history; loss and flat are the model's and a constant's."""
+    train, val, rates = (
+        np.array([row[key] for row in state.history if key in row])
+        for key in ("train_loss", "val_loss", "lr")
+    )
+    n, lr = len(train), max(rates, default=state.optimizer.param_groups[0]["lr"])
+    facts = {"low": f"{lr / 10:.3g}", "high": f"{lr * 10:.3g}", "epochs": n}
+    losses = [*train, *val, loss]
+    facts |= {"double": 2 * n, "more": 10 * n, "lost": (~np.isfinite(losses)).sum()}
+    if n < _FEW or facts["lost"] or not min(losses[:-1]) > 0:
+        return facts
+    trend, bounce = _trend(train)
+    course, noise = _trend(val) if len(val) == n else (trend, bounce)
+    fell = trend[-1] / trend[0]
+    facts |= {"bounce": bounce / min(train[0], flat), "poor": loss / flat}
+    facts |= {"rise": fell, "stay": fell * (loss > 0.9 * flat)}
+    fall, late = (course[i] - course[-1] for i in (0, -1 - len(course) // 4))
+    if noise < late <= fall and rates[-1] > 0.1 * lr:  # no schedule has ended it
+        facts["late"] = late / fall
+    best, patience = course.argmin(), state.config.get("patience") or sys.maxsize
+    stop = partial(early_stopping, min_delta=state.config.get("min_delta", 0.0))
+    parted = course[-1] - course[best] > max(noise, 0.01 * course[0])
+    parted &= trend[-1] < trend[best]
+    if parted and not stop(state.history, patience=patience):  # which is the cure
+        facts["gap"] = course[-1] / course[best] - 1
+    return facts
+
+
+def _trend(losses: np.ndarray) -> tuple[np.ndarray, float]:
+    """Means over some epochs, and how far a late one is, mostly, off its neighbours.
+
+    Over an even number, so that a bounce between two points moves no mean.
+    """
+    n, late = max(2, len(losses) // 20 * 2), losses[len(losses) // 2 - 1 :]
+    trend = np.convolve(losses, np.ones(n) / n, "valid")
+    return trend, float(np.median(np.abs(np.diff(late, 2)))) / 2
+
+
+def _trial(state: State, train: Any, loss_fn: Any, step: Callable) -> dict[str, Any]:
+    """The facts of a copy that takes some batches at a learning rate of 0."""
+    before, now = _memory(_device(state.optimizer)), _copied(state)
+    named = [(_plain_key(k), p) for k, p in _bare(now.model).named_parameters()]
+    on, first = _hooked(_bare(now.model))
+    times, moved, many = [], set(), 0
+    kept: dict[str, list] = {}  # by the shapes of their rows
+    sample: Any = None
+    for wait, batch in _timed(
+        islice(_batches(_placed(train, len(state.history), 0)), _LOOK)
+    ):
+        start, sample = time.perf_counter(), sample or batch
+        _means(step(now, batch, loss_fn=loss_fn)[1])  # waits for the device
+        times.append((wait, time.perf_counter() - start))
+        grads = [(k, p.grad) for k, p in named if p.grad is not None]
+        moved |= {k for k, grad in grads if grad.any() or grad.numel() == 1}
+        sums = eval_step(now.model, batch, loss_fn=loss_fn, metrics=metrics)
+        part = *sums["outputs"][0], _columns(batch[0])
+        kept.setdefault(str([t.shape[1:] for t in part]), []).append(part)
+        if (many := many + sum(t.numel() for t in part)) > _MANY:
+            break
+    if not kept:
+        raise ValueError("train must give a batch to look at, got none")
+    copied = _gib([now.model.state_dict(), now.optimizer.state_dict()])
+    taken = max(before[0], _memory(_device(now.optimizer))[0] - copied)
+    outputs, targets, inputs = map(torch.cat, zip(*max(kept.values(), key=len)))
+    facts = _beside_a_constant(outputs, targets, loss_fn) | _rare(outputs, targets)
+    facts |= _scale(inputs, torch.cat(first or [inputs]), state.config.get("columns"))
+    owned = {id(p) for p in _parameters(now.optimizer)}
+    idlers = [k for k, p in named if (id(p) in owned) != (k in moved) and facts["loss"]]
+    facts |= {"idle": len(idlers), "idlers": ", ".join(idlers[:3])}
+    units = [(1 - ever.float().mean().item(), name) for name, ever in on.items()]
+    facts |= dict(zip(("dead", "relu"), max(units, default=())))
+    facts |= {
+        "full": taken / before[1],
+        "seconds": sum(row.get("seconds", 0.0) for row in state.history[-1:]),
+    }
+    if facts["seconds"] >= _SLOW and len(times) > 1:
+        facts |= _speed(now, sample, times, loss_fn, step)
+    return facts
+
+
+def _copied(state: State) -> State:
+    """A copy that steps without changing; of the model's wraps it has amp."""
+    now = state._replace(model=_bare(state.model), scheduler=None, per_step=False)
+    now = copy.deepcopy(now)
+    if not now.model.training:
+        now.model.train()
+    for group in now.optimizer.param_groups:
+        group["lr"] = 0.0
+    wraps = [m.dtype for m in state.model.modules() if isinstance(m, _Amp)]
+    return now._replace(model=_Amp(now.model, wraps[0])) if wraps else now
+
+
+def _hooked(model: nn.Module) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Of each ReLU the units ever on, and the first layer's inputs, filled by running."""
+    on: dict[str, Tensor] = {}
+    first: list[Tensor] = []
+    called: dict[str, nn.Module] = {}
+
+    def note(name: str, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        if isinstance(module, nn.ReLU):
+            units = (_columns(output) > 0).any(0)
+            key = f"{name} ({len(units)} units)"  # it may serve several widths
+            on[key] = on.get(key, units) | units
+        elif called.setdefault("first", module) is module and not module.training:
+            first.append(_columns(next(iter(inputs), None)))
+
+    for name, module in model.named_modules():
+        weighs = any(p.ndim > 1 for p in module.parameters(recurse=False))
+        if weighs or isinstance(module, nn.ReLU):
+            module.register_forward_hook(partial(note, name))
+    return on, first
+
+
+def _columns(x: Any) -> Tensor:
+    """(rows, columns), a column for each channel; no rows of what is no such thing."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        return torch.empty(0, 1)
+    x = x[:, None] if x.ndim < 2 else x.movedim(1, -1) if x.ndim > 3 else x
+    return x.detach().reshape(-1, x.shape[-1])
+
+
+def _beside_a_constant(outputs: Tensor, targets: Tensor, loss_fn: Any) -> dict:
+    """The loss, and that of one output for all rows: the mean output, or target."""
+    alike = targets.is_floating_point() and outputs.shape == targets.shape
+    means = [x.mean(0, keepdim=True) for x in (outputs, targets)[: 1 + alike]]
+    guesses = [outputs, *(mean.expand_as(outputs) for mean in means)]
+    losses = [_totals(loss_fn(guess, targets), len(targets)) for guess in guesses]
+    loss, *flat = (_means(sums)["loss"] for sums in losses)
+    return {"loss": loss, "flat": max(min(flat), 1e-12)}
+
+
+def _rare(outputs: Tensor, targets: Tensor) -> dict[str, Any]:
+    """Of the rarest class that is mostly not found: rows of the commonest for one."""
+    if targets.is_floating_point() or targets.ndim > 1:
+        return {}
+    try:
+        counts = confusion_matrix(outputs, targets).cpu().double()
+    except ValueError:  # integers, but no classes
+        return {}
+    rows = counts.sum(1)
+    found = counts.diagonal() / rows  # nan where there are none
+    times = torch.where(found < 0.5, rows.max() / rows, 0.0)
+    i = int(times.argmax())
+    return {"rare": times[i].item(), "rarest": i, "found": found[i].item()}
+
+
+def _scale(inputs: Tensor, first: Tensor, names: Any) -> dict[str, Any]:
+    """How far the first layer's inputs are off scale, and the columns of one value."""
+    if min(len(inputs), len(first)) < 2:
+        return {}
+    std, mean = torch.std_mean(first.cpu().double(), dim=0, correction=0)
+    far = max(std.max().item(), mean.abs().max().item(), 1 / (std.max().item() or 1))
+    alike = (inputs == inputs[0]).all(0).tolist()
+    same = [str(name) for name, one in zip(names or range(len(alike)), alike) if one]
+    return {"far": far, "same": len(same), "constants": ", ".join(same[:3])}
+
+
+def _speed(state: State, batch: Batch, times: list, loss_fn: Any, step: Callable):
+    """The share of waiting, and times the rows a second by larger batches and bf16."""
+
+    def pace(state: State, batch: Batch) -> float:
+        steps = (_means(step(state, batch, loss_fn=loss_fn)[1]) for _ in range(4))
+        return len(batch[1]) / min([taken for taken, _ in _timed(steps)][1:])
+
+    wait, work = np.mean(times[1:], 0)
+    facts = {"wait": wait / (wait + work), "workers": min(4, os.cpu_count() or 1)}
+    with suppress(RuntimeError):  # too little memory
+        twice = _map(lambda t: torch.cat([t, t]), batch)
+        facts["batch"] = pace(state, twice) / pace(state, batch)
+        facts["twice"] = len(twice[1])
+    with suppress(RuntimeError, ValueError):  # the device, or a layer, has no bf16
+        half = state._replace(model=amp(state.model, "bf16"))
+        facts["bf16"] = pace(half, batch) / pace(state, batch)
+    return facts
+
+
+def _timed(things: Iterable) -> Iterator[tuple[float, Any]]:
+    """The seconds that each was waited for, and the thing."""
+    start = time.perf_counter()
+    for thing in things:
+        yield time.perf_counter() - start, thing
+        start = time.perf_counter()
+
+
+def _memory(device: torch.device) -> tuple[float, float]:
+    """GiB that were taken at most, and that there are."""
+    with suppress(RuntimeError, ImportError):  # where there is no telling
+        if device.type != "cpu":
+            there = torch.accelerator.get_memory_info(device)[1]
+            return torch.accelerator.max_memory_allocated(device) / 2**30, there / 2**30
+        import resource
+
+        unit = 2**30 if sys.platform == "darwin" else 2**20
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, there / 2**30
+    return 0.0, math.inf
+
+
+def _gib(nest: Any) -> float:
+    """Of the tensors in it."""
+    sizes = [0]
+    _map(lambda t: sizes.append(t.nbytes), nest)
+    return sum(sizes) / 2**30
+
+
 # ------------------------------------------------------------- 11 command line
 
 OPTIMIZERS: dict[str, Callable] = {
@@ -2359,6 +2672,21 @@ def _summary_command(checkpoint: str) -> None:
     click.echo(summary(model))
     click.echo("\n" + tabulate(made))
     click.echo("\n" + tabulate(history[-1:], headers="keys", floatfmt=".4g"))
+
+
+@main.command("diagnose")
+@click.argument("run", type=_path)
+def _diagnose_command(run: str) -> None:
+    """Say what ails a run folder, and what to try."""
+    last = Path(run) / "last.pt"
+    parts, config = _tables(_checked(last)["config"])
+    load = partial(make_loader, batch_size=config["batch_size"], seed=config["seed"])
+    train = load(parts[0], shuffle=bool(config["data"]), workers=config["workers"])
+    model, state = _start(config, parts[0], config["epochs"] * len(train))
+    step = partial(train_step, accumulate=config["accumulate"], clip=config["clip"])
+    state, loss_fn = load_checkpoint(state, last), _loss(config, model)
+    findings = diagnose(state, train, loss_fn=loss_fn, step=step)
+    click.echo("\n".join(findings) or "nothing found")
 
 
 if __name__ == "__main__":
