@@ -39,8 +39,16 @@ def test_every_public_function_has_an_example_that_runs():
 
 
 def test_the_recipes_are_all_listed():
-    recipes = {p.name for p in (README.parent / "recipes").glob("*.py")}
-    assert recipes == set(re.findall(r"\(recipes/(\w+\.py)\)", README.read_text()))
+    recipes = sorted(p.name for p in (README.parent / "recipes").glob("*.py"))
+    for text in README.read_text().split("## 中文速览"):  # in English, and in Chinese
+        rows = re.findall(r"^\| \[(\w+\.py)\]\(recipes/\1\) \|", text, re.MULTILINE)
+        assert rows == recipes
+
+
+def test_the_chinese_first_screen_has_the_commands_of_the_english_one():
+    english, chinese = README.read_text().split("## 中文速览")
+    for line in re.findall(r"^python.*", chinese, re.MULTILINE):
+        assert line.split("  #")[0] in english
 
 
 def test_every_test_that_is_named_exists():
