@@ -1868,7 +1868,7 @@ def _trial(state: State, train: Any, loss_fn: Any, step: Callable) -> dict[str, 
     facts |= _scale(inputs, torch.cat(first or [inputs]), state.config.get("columns"))
     owned = {id(p) for p in _parameters(now.optimizer)}
     idlers = [k for k, p in named if (id(p) in owned) != (k in moved) and facts["loss"]]
-    facts |= {"idle": len(idlers), "idlers": ", ".join(idlers[:3])}
+    facts |= {"idle": len(idlers), "idlers": _some(idlers)}
     units = [(1 - ever.float().mean().item(), name) for name, ever in on.items()]
     facts |= dict(zip(("dead", "relu"), max(units, default=())))
     facts |= {
@@ -1954,7 +1954,11 @@ def _scale(inputs: Tensor, first: Tensor, names: Any) -> dict[str, Any]:
     far = max(std.max().item(), mean.abs().max().item(), 1 / (std.max().item() or 1))
     alike = (inputs == inputs[0]).all(0).tolist()
     same = [str(name) for name, one in zip(names or range(len(alike)), alike) if one]
-    return {"far": far, "same": len(same), "constants": ", ".join(same[:3])}
+    return {"far": far, "same": len(same), "constants": _some(same)}
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + ", ..." * (len(names) > 3)
 
 
 def _speed(state: State, batch: Batch, times: list, loss_fn: Any, step: Callable):

@@ -301,9 +301,9 @@ from functools import partial
 import torch, kit
 from torch import nn
 
-model = nn.Sequential(*(nn.Linear(256, 256) for _ in range(24)))
+model = nn.Sequential(nn.Linear(256, 256), *[nn.Tanh()] * 64)
 state = kit.make_state(model, torch.optim.SGD(model.parameters(), lr=0.01))
-data = [(torch.randn(2**14, 256), torch.randn(2**14, 256))]  # 16 MiB a layer
+data = [(torch.randn(2**13, 256), torch.randn(2**13, 256))]  # 8 MiB a layer
 ask = partial(kit.diagnose, state, loss_fn=nn.MSELoss())
 ask([(data[0][0][:2], data[0][1][:2])])  # imports, threads
 with open("/proc/self/statm") as file:
@@ -325,13 +325,13 @@ def test_a_step_that_runs_out_of_memory_is_a_finding_and_in_pieces_it_is_none(ch
 
 
 def test_memory_that_is_nearly_full_is_a_finding(monkeypatch):
+    assert line(0.01, 200) == []
     taken = kit._memory(torch.device("cpu"))[0]
     assert 0.05 < taken < 20  # GiB, of a process that has imported torch
     pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": int(taken / 0.9 * 2**18)}
-    assert line(0.01, 200) == []
     monkeypatch.setattr(os, "sysconf", pages.get)
     (finding,) = line(0.01, 200)
-    assert finding.startswith("90% of the memory was taken: --accumulate 4, --amp bf16")
+    assert re.match(r"(89|90|91)% of the memory was taken: --accumulate 4, ", finding)
 
 
 # ------------------------------------------------------- what it must leave alone
@@ -597,10 +597,13 @@ def test_a_table_with_the_default_options_is_well(name):
 
 def test_columns_are_named_and_options_kept():
     X, y = datasets.load_wine(return_X_y=True)
-    np.savez("table.npz", X=np.c_[X, np.ones(len(X))], y=[f"c{c}" for c in y])
+    X = np.c_[X, np.ones((len(X), 4))]
+    np.savez("table.npz", X=X, y=[f"c{c}" for c in y])
     options = ["--amp", "bf16", "--accumulate", 2, "--scheduler", "cosine"]
     printed = run("--data", "table.npz", "--target", "y", "--epochs", 60, *options)
-    assert printed == ["1 input columns (x13) have one value: leave them out"]
+    assert printed == [
+        "4 input columns (x13, x14, x15, ...) have one value: leave them out"
+    ]
 
 
 def test_a_folder_without_a_run_is_one_line():
