@@ -2438,13 +2438,18 @@ def _fit(config: dict, folder: Path, options: dict) -> None:
     if not options["quiet"]:
         click.echo(_report(state, model, parts, folder))
     if options["plot"] is not False:
-        try:
-            plot_history(state.history).savefig(folder / "curves.png")
-        except ImportError:
-            if options["plot"]:
-                raise
-            if sys.stdout.isatty() and not options["quiet"]:
-                click.echo("\n" + _chart(state.history))
+        _draw(state.history, folder / "curves.png", options)
+
+
+def _draw(history: Sequence[Row], path: Path, options: dict) -> None:
+    """The curves as a picture; without matplotlib as text, on a terminal."""
+    try:
+        plot_history(history).savefig(path)
+    except ImportError:
+        if options["plot"]:
+            raise
+        if sys.stdout.isatty() and not options["quiet"]:
+            click.echo("\n" + _chart(history))
 
 
 def _start(config: dict, rows: Batch, steps: int) -> tuple[nn.Module, State]:
