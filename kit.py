@@ -1681,8 +1681,10 @@ def _trial(state: State, train: Any, loss_fn: Any, step: Callable) -> dict[str, 
             break
     if not kept:
         raise ValueError("train must give a batch to look at, got none")
-    copied = _gib([now.model.state_dict(), now.optimizer.state_dict()])
-    taken = max(before[0], _memory(_device(now.optimizer))[0] - copied)
+    sizes: list[int] = []  # of what the copy takes beside the original
+    held = now.model.state_dict(), now.optimizer.state_dict()
+    _map(lambda t: sizes.append(t.nbytes), held)
+    taken = max(before[0], _memory(_device(now.optimizer))[0] - sum(sizes) / 2**30)
     outputs, targets, inputs = map(torch.cat, zip(*max(kept.values(), key=len)))
     facts = _beside_a_constant(outputs, targets, loss_fn) | _rare(outputs, targets)
     facts |= _scale(inputs, torch.cat(first or [inputs]), state.config.get("columns"))
@@ -1820,13 +1822,6 @@ def _memory(device: torch.device) -> tuple[float, float]:
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, there / 2**30
     return 0.0, math.inf
-
-
-def _gib(nest: Any) -> float:
-    """Of the tensors in it."""
-    sizes = [0]
-    _map(lambda t: sizes.append(t.nbytes), nest)
-    return sum(sizes) / 2**30
 
 
 # ------------------------------------------------------------- 11 command line

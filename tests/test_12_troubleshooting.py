@@ -301,6 +301,13 @@ from functools import partial
 import torch, kit
 from torch import nn
 
+large = nn.Linear(8192, 4096)  # 128 MiB, and a copy, and its gradient
+state = kit.make_state(large, torch.optim.SGD(large.parameters(), lr=0.01))
+data = [(torch.zeros(2, 8192), torch.zeros(2, 4096))]
+before, there = kit._memory(torch.device("cpu"))
+full = kit._trial(state, data, nn.MSELoss(), kit.train_step)["full"] * there
+print(round((full - before) * 8), round((kit._memory(torch.device("cpu"))[0] - before) * 8))
+
 model = nn.Sequential(nn.Linear(256, 256), *[nn.Tanh()] * 64)
 state = kit.make_state(model, torch.optim.SGD(model.parameters(), lr=0.01))
 data = [(torch.randn(2**13, 256), torch.randn(2**13, 256))]  # 8 MiB a layer
@@ -318,7 +325,8 @@ print(ask(data, step=partial(kit.train_step, accumulate=64)))
 def test_a_step_that_runs_out_of_memory_is_a_finding_and_in_pieces_it_is_none(child):
     printed, errors = child("-c", OUT_OF_MEMORY).communicate(timeout=120)
     assert errors == ""
-    enough, short, pieces = printed.splitlines()
+    grown, enough, short, pieces = printed.splitlines()
+    assert grown == "1 2"  # by so many times 128 MiB, without the copy and with it
     assert enough == pieces == "[]"
     line = r"\['a copy did not fit beside [\d.]+ GiB: --accumulate 4, --amp bf16.*'\]"
     assert re.fullmatch(line, short)
@@ -467,6 +475,12 @@ def test_a_run_of_any_kind_can_be_asked(kind):
     assert kit.diagnose(state, train, loss_fn=loss_fn) == []
 
 
+def test_a_compiled_model_is_asked_without_compiling_it():
+    model = torch.compile(linear(), backend=lambda graph, example: 1 / 0)
+    state = kit.make_state(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert kit.diagnose(state, [LINE], loss_fn=F.mse_loss) == []
+
+
 def test_the_history_alone_tells_of_the_losses():
     model = linear()
     state = kit.make_state(model, torch.optim.SGD(model.parameters(), lr=0.001))
@@ -521,13 +535,14 @@ def test_accumulation_of_the_step_is_that_of_the_copy_too():
     seen = []
 
     def step(state, batch, *, loss_fn):
-        seen.append((state.model is model, state.optimizer.param_groups[0]["lr"]))
+        lr = state.optimizer.param_groups[0]["lr"]
+        seen.append((state.model is model, state.model.training, lr))
         return kit.train_step(state, batch, loss_fn=loss_fn, accumulate=2)
 
-    model = linear()
+    model = linear().eval()
     state = kit.make_state(model, torch.optim.SGD(model.parameters(), lr=0.1))
     kit.diagnose(state, [LINE] * 3, loss_fn=F.mse_loss, step=step)
-    assert seen == [(False, 0.0)] * 3
+    assert seen == [(False, True, 0.0)] * 3 and not model.training
 
 
 def test_no_more_than_fifty_batches_are_looked_at():
@@ -625,6 +640,18 @@ def test_a_bias_whose_gradient_is_zero_by_balance_is_well():
     assert kit.diagnose(state, [(X, y)], loss_fn=F.l1_loss) == []
     F.l1_loss(model(X), y).backward()
     assert model.bias.grad == 0
+
+
+def test_a_unit_that_is_on_in_one_batch_is_not_dead():
+    model = mlp()
+    model[0].bias.data.zero_()  # so that the sign of x decides
+    state = kit.make_state(model, torch.optim.SGD(model.parameters(), lr=0.01))
+    up, down = (LINE[0] + 1, LINE[1]), (-1 - LINE[0], LINE[1])
+    shares = [(model[0].weight[:, 0] * sign < 0).float().mean() for sign in (1, -1)]
+    for batches in ([up], [down], [up, down], [down, up]):
+        facts = kit._trial(state, batches, F.mse_loss, kit.train_step)
+        seen = shares[0 if batches[0] is up else 1] if len(batches) == 1 else 0
+        assert facts["dead"] == pytest.approx(float(seen))
 
 
 def test_the_batch_size_to_try_is_twice_that_of_a_whole_batch():
