@@ -61,6 +61,11 @@ def line(lr, epochs, *, loss_fn=F.l1_loss, val=LINE_VAL):
     return found(linear(), LINE, lr=lr, epochs=epochs, **options)
 
 
+def wide():
+    torch.manual_seed(42)
+    return nn.Sequential(nn.Linear(1, 64), nn.ReLU(), nn.Linear(64, 1))
+
+
 class Half(nn.Module):
     """Two layers; whether the gradient reaches the first one can be chosen."""
 
@@ -205,7 +210,7 @@ CASES = {
         partial(line, 0.03, 100, loss_fn=F.mse_loss),
     ),
     "3 poor": (
-        "the loss is 100% of a constant's: --hidden 128,128, --epochs 500",
+        "the loss is 100% of a constant's: --model mlp --hidden 128,128, --epochs 500",
         lambda: parabola(linear()),
         lambda: parabola(mlp()),
     ),
@@ -267,6 +272,7 @@ def test_every_finding_is_provoked_here():
         partial(sleepy, wait=0.005, slow=0.9),
         partial(table, 1.0, 5.0),
         partial(line, 0.01, 3),
+        lambda: found(wide(), LINE, lr=0.03, epochs=300),  # 0.6 of its units are off
     ],
 )
 def test_what_is_cured_or_well_has_no_finding(cure):
@@ -513,6 +519,15 @@ def test_overfitting_that_early_stopping_has_cured_is_no_finding():
     assert kit.diagnose(history(train, val, patience=60 - best)) != []
     assert kit.diagnose(history(train, val, patience=59 - best)) == []
     assert kit.diagnose(history(train[: best + 1], val[: best + 1])) == []  # best.pt
+
+
+@pytest.mark.parametrize("epochs", [50, 80, 100, 200, 201])
+def test_the_tutorials_val_loss_that_rises_for_a_while_is_no_overfitting(epochs):
+    train, val = ([part] for part in kit.split(LINE))
+    model = linear()  # at epoch 43 it crosses the rows of val, and turns back to them
+    state = kit.make_state(model, torch.optim.SGD(model.parameters(), lr=0.01))
+    state = kit.fit(state, train, val, loss_fn=F.l1_loss, epochs=epochs)
+    assert kit.diagnose(state, train, loss_fn=F.l1_loss) == []
 
 
 def test_a_schedule_that_has_ended_asks_for_no_more_epochs():
