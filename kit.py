@@ -1703,7 +1703,7 @@ _LOOK, _MANY = 50, 2**25  # batches to look at; fewer, once they hold 128 MB
 _SICK = """
 1 lost 0        a loss is a number
     {} losses are NaN or infinite: --lr {low}, --clip 1.0, no NaN in the data
-1 dead 0.5      a third of the units is usual in small trained nets
+1 dead 0.75     of a small net on one input column 0.6 are, and all is well
     {:.0%} of the units of the ReLU {relu} are 0 in every row: --lr {low}, nn.LeakyReLU
 1 idle 0        what is frozen on purpose is not given to the optimizer
     {} parameters have no gradient or no optimizer ({idlers}): requires_grad_(True)
@@ -1720,7 +1720,7 @@ _SICK = """
 3 late 0.1      as much again is yet to come
     {:.0%} of the loss's fall came in the last quarter: --epochs {double}
 3 poor 0.9      what is above has learned next to nothing
-    the loss is {:.0%} of a constant's: --hidden 128,128, --epochs 500, another --lr
+    the loss is {:.0%} of a constant's: --model mlp --hidden 128,128, --epochs 500
 4 wait 0.3      less gains little, and a worker costs
     {:.0%} of {seconds:.1f} s an epoch is waiting for data: --workers {workers}, a cache
 4 batch 1.3     less drowns in a busy machine's noise
@@ -1821,10 +1821,11 @@ def _past(state: State, loss: float, flat: float) -> dict[str, Any]:
         facts["late"] = late / fall
     best, patience = course.argmin(), state.config.get("patience") or sys.maxsize
     stop = partial(early_stopping, min_delta=state.config.get("min_delta", 0.0))
-    parted = course[-1] - course[best] > max(noise, 0.01 * course[0])
-    parted &= trend[-1] < trend[best]
-    if parted and not stop(state.history, patience=patience):  # which is the cure
-        facts["gap"] = course[-1] / course[best] - 1
+    rise, since = course[-1] - course[best], course[best:]
+    parted = rise > max(noise, 0.01 * course[0]) and trend[-1] < trend[best]
+    lasting = len(since) > len(course) // 4 and course[-1] > 0.9 * since.max()
+    if parted and lasting and not stop(state.history, patience=patience):  # the cure
+        facts["gap"] = rise / course[best]
     return facts
 
 
@@ -1861,8 +1862,10 @@ def _trial(state: State, train: Any, loss_fn: Any, step: Callable) -> dict[str, 
             break
     if not kept:
         raise ValueError("train must give a batch to look at, got none")
-    copied = _gib([now.model.state_dict(), now.optimizer.state_dict()])
-    taken = max(before[0], _memory(_device(now.optimizer))[0] - copied)
+    sizes: list[int] = []  # of what the copy takes beside the original
+    held = now.model.state_dict(), now.optimizer.state_dict()
+    _map(lambda t: sizes.append(t.nbytes), held)
+    taken = max(before[0], _memory(_device(now.optimizer))[0] - sum(sizes) / 2**30)
     outputs, targets, inputs = map(torch.cat, zip(*max(kept.values(), key=len)))
     facts = _beside_a_constant(outputs, targets, loss_fn) | _rare(outputs, targets)
     facts |= _scale(inputs, torch.cat(first or [inputs]), state.config.get("columns"))
@@ -2000,13 +2003,6 @@ def _memory(device: torch.device) -> tuple[float, float]:
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, there / 2**30
     return 0.0, math.inf
-
-
-def _gib(nest: Any) -> float:
-    """Of the tensors in it."""
-    sizes = [0]
-    _map(lambda t: sizes.append(t.nbytes), nest)
-    return sum(sizes) / 2**30
 
 
 # ------------------------------------------------------------- 11 command line

@@ -11,7 +11,7 @@ prints:
         train_loss 1.3 -> 3.2e-05
     2 val_loss rose by 121% as train_loss fell: --patience 10, --weight-decay 1e-4
         val_loss 2.6 -> 1.2
-    3 the loss is 100% of a constant's: --hidden 128,128, --epochs 500, another --lr
+    3 the loss is 100% of a constant's: --model mlp --hidden 128,128, --epochs 500
         train_loss 0.09 -> 0.00014
     4 #% of # s an epoch is waiting for data: --workers #, a cache
         seconds # -> #

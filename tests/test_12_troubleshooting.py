@@ -61,6 +61,11 @@ def line(lr, epochs, *, loss_fn=F.l1_loss, val=LINE_VAL):
     return found(linear(), LINE, lr=lr, epochs=epochs, **options)
 
 
+def wide():
+    torch.manual_seed(42)
+    return nn.Sequential(nn.Linear(1, 64), nn.ReLU(), nn.Linear(64, 1))
+
+
 class Half(nn.Module):
     """Two layers; whether the gradient reaches the first one can be chosen."""
 
@@ -205,7 +210,7 @@ CASES = {
         partial(line, 0.03, 100, loss_fn=F.mse_loss),
     ),
     "3 poor": (
-        "the loss is 100% of a constant's: --hidden 128,128, --epochs 500",
+        "the loss is 100% of a constant's: --model mlp --hidden 128,128, --epochs 500",
         lambda: parabola(linear()),
         lambda: parabola(mlp()),
     ),
@@ -267,6 +272,7 @@ def test_every_finding_is_provoked_here():
         partial(sleepy, wait=0.005, slow=0.9),
         partial(table, 1.0, 5.0),
         partial(line, 0.01, 3),
+        lambda: found(wide(), LINE, lr=0.03, epochs=300),  # 0.6 of its units are off
     ],
 )
 def test_what_is_cured_or_well_has_no_finding(cure):
@@ -301,6 +307,13 @@ from functools import partial
 import torch, kit
 from torch import nn
 
+large = nn.Linear(8192, 4096)  # 128 MiB, and a copy, and its gradient
+state = kit.make_state(large, torch.optim.SGD(large.parameters(), lr=0.01))
+data = [(torch.zeros(2, 8192), torch.zeros(2, 4096))]
+before, there = kit._memory(torch.device("cpu"))
+full = kit._trial(state, data, nn.MSELoss(), kit.train_step)["full"] * there
+print(round((full - before) * 8), round((kit._memory(torch.device("cpu"))[0] - before) * 8))
+
 model = nn.Sequential(nn.Linear(256, 256), *[nn.Tanh()] * 64)
 state = kit.make_state(model, torch.optim.SGD(model.parameters(), lr=0.01))
 data = [(torch.randn(2**13, 256), torch.randn(2**13, 256))]  # 8 MiB a layer
@@ -318,7 +331,8 @@ print(ask(data, step=partial(kit.train_step, accumulate=64)))
 def test_a_step_that_runs_out_of_memory_is_a_finding_and_in_pieces_it_is_none(child):
     printed, errors = child("-c", OUT_OF_MEMORY).communicate(timeout=120)
     assert errors == ""
-    enough, short, pieces = printed.splitlines()
+    grown, enough, short, pieces = printed.splitlines()
+    assert grown == "1 2"  # by so many times 128 MiB, without the copy and with it
     assert enough == pieces == "[]"
     line = r"\['a copy did not fit beside [\d.]+ GiB: --accumulate 4, --amp bf16.*'\]"
     assert re.fullmatch(line, short)
@@ -467,6 +481,12 @@ def test_a_run_of_any_kind_can_be_asked(kind):
     assert kit.diagnose(state, train, loss_fn=loss_fn) == []
 
 
+def test_a_compiled_model_is_asked_without_compiling_it():
+    model = torch.compile(linear(), backend=lambda graph, example: 1 / 0)
+    state = kit.make_state(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert kit.diagnose(state, [LINE], loss_fn=F.mse_loss) == []
+
+
 def test_the_history_alone_tells_of_the_losses():
     model = linear()
     state = kit.make_state(model, torch.optim.SGD(model.parameters(), lr=0.001))
@@ -501,6 +521,15 @@ def test_overfitting_that_early_stopping_has_cured_is_no_finding():
     assert kit.diagnose(history(train[: best + 1], val[: best + 1])) == []  # best.pt
 
 
+@pytest.mark.parametrize("epochs", [50, 80, 100, 200, 201])
+def test_the_tutorials_val_loss_that_rises_for_a_while_is_no_overfitting(epochs):
+    train, val = ([part] for part in kit.split(LINE))
+    model = linear()  # at epoch 43 it crosses the rows of val, and turns back to them
+    state = kit.make_state(model, torch.optim.SGD(model.parameters(), lr=0.01))
+    state = kit.fit(state, train, val, loss_fn=F.l1_loss, epochs=epochs)
+    assert kit.diagnose(state, train, loss_fn=F.l1_loss) == []
+
+
 def test_a_schedule_that_has_ended_asks_for_no_more_epochs():
     state = history(np.linspace(1, 0.5, 20), np.linspace(1, 0.5, 20))
     assert "--epochs" in kit.diagnose(state)[0]
@@ -521,13 +550,14 @@ def test_accumulation_of_the_step_is_that_of_the_copy_too():
     seen = []
 
     def step(state, batch, *, loss_fn):
-        seen.append((state.model is model, state.optimizer.param_groups[0]["lr"]))
+        lr = state.optimizer.param_groups[0]["lr"]
+        seen.append((state.model is model, state.model.training, lr))
         return kit.train_step(state, batch, loss_fn=loss_fn, accumulate=2)
 
-    model = linear()
+    model = linear().eval()
     state = kit.make_state(model, torch.optim.SGD(model.parameters(), lr=0.1))
     kit.diagnose(state, [LINE] * 3, loss_fn=F.mse_loss, step=step)
-    assert seen == [(False, 0.0)] * 3
+    assert seen == [(False, True, 0.0)] * 3 and not model.training
 
 
 def test_no_more_than_fifty_batches_are_looked_at():
@@ -625,6 +655,18 @@ def test_a_bias_whose_gradient_is_zero_by_balance_is_well():
     assert kit.diagnose(state, [(X, y)], loss_fn=F.l1_loss) == []
     F.l1_loss(model(X), y).backward()
     assert model.bias.grad == 0
+
+
+def test_a_unit_that_is_on_in_one_batch_is_not_dead():
+    model = mlp()
+    model[0].bias.data.zero_()  # so that the sign of x decides
+    state = kit.make_state(model, torch.optim.SGD(model.parameters(), lr=0.01))
+    up, down = (LINE[0] + 1, LINE[1]), (-1 - LINE[0], LINE[1])
+    shares = [(model[0].weight[:, 0] * sign < 0).float().mean() for sign in (1, -1)]
+    for batches in ([up], [down], [up, down], [down, up]):
+        facts = kit._trial(state, batches, F.mse_loss, kit.train_step)
+        seen = shares[0 if batches[0] is up else 1] if len(batches) == 1 else 0
+        assert facts["dead"] == pytest.approx(float(seen))
 
 
 def test_the_batch_size_to_try_is_twice_that_of_a_whole_batch():
