@@ -1509,7 +1509,7 @@ def plot_history(history: Sequence[Row]):
     if len(set(*rate.values())) > 1:
         panels["lr"] = rate
     names = [name for name, panel in panels.items() if panel and name not in _ASIDE]
-    pairs = [[*names[i : i + 2], "."][:2] for i in range(1, len(names), 2)]
+    pairs = [(names[i : i + 2] * 2)[:2] for i in range(1, len(names), 2)]
     figure = _figure(10, 5 + 2 * len(pairs))
     heights = [2, *(1 for _ in pairs)]
     grid = figure.subplot_mosaic([names[:1] * 2, *pairs], height_ratios=heights)
