@@ -1,4 +1,4 @@
-"""09 TensorBoard: losses, rate, histograms, hyper-parameters (tutorial 9.2, exercise 9).
+"""09 TensorBoard: losses, rate, histograms, hyper-parameters (tutorial 9.2).
 
     python recipes/09_tensorboard.py
 

@@ -41,7 +41,8 @@ print(f"{len(train[0])} train, {len(val[0])} val, {len(test[0])} test")
 
 torch.manual_seed(seed)
 model = nn.Linear(1, 1)
-state = kit.make_state(model, torch.optim.Adam(model.parameters(), lr=config["lr"]))
+optimizer = torch.optim.Adam(model.parameters(), lr=config["lr"], fused=True)
+state = kit.make_state(model, optimizer)
 loader = kit.make_loader(train, batch_size=32, shuffle=config["shuffle"], seed=seed)
 options = {"loss_fn": nn.MSELoss(), "epochs": config["epochs"], "seed": seed}
 state = kit.fit(state, loader, kit.make_loader(val), **options)
