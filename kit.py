@@ -1062,7 +1062,7 @@ def run(
     *,
     loss_fn: LossFn,
     epochs: int,
-    metrics: Callable | None = None,
+    metrics: Any = None,
     step: Callable = train_step,
     seed: int = 0,
 ) -> Iterator[State]:
@@ -1201,7 +1201,7 @@ def fit(
     *,
     loss_fn: LossFn,
     epochs: int,
-    metrics: Callable | None = None,
+    metrics: Any = None,
     step: Callable = train_step,
     seed: int = 0,
     stop: Callable[[Sequence[Row]], bool] | None = None,
