@@ -1997,11 +1997,15 @@ def _memory(device: torch.device) -> tuple[float, float]:
         if device.type != "cpu":
             there = torch.accelerator.get_memory_info(device)[1]
             return torch.accelerator.max_memory_allocated(device) / 2**30, there / 2**30
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+        status = Path("/proc/self/status")
+        if status.exists():  # Linux's ru_maxrss begins at that of the parent process
+            peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+            return int(peak[1]) / 2**20 if peak else 0.0, there
         import resource
 
         unit = 2**30 if sys.platform == "darwin" else 2**20
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, there / 2**30
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, there
     return 0.0, math.inf
 
 
