@@ -1995,8 +1995,8 @@ def _memory(device: torch.device) -> tuple[float, float]:
     """GiB that were taken at most, and that there are."""
     with suppress(RuntimeError, ImportError):  # where there is no telling
         if device.type != "cpu":
-            there = torch.accelerator.get_memory_info(device)[1]
-            return torch.accelerator.max_memory_allocated(device) / 2**30, there / 2**30
+            total = torch.accelerator.get_memory_info(device)[1]
+            return torch.accelerator.max_memory_allocated(device) / 2**30, total / 2**30
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
         status = Path("/proc/self/status")
         if status.exists():  # Linux's ru_maxrss begins at that of the parent process
@@ -2690,7 +2690,7 @@ def _diagnose_command(run: str) -> None:
     last = Path(run) / "last.pt"
     parts, config = _tables(_checked(last)["config"])
     load = partial(make_loader, batch_size=config["batch_size"], seed=config["seed"])
-    train = load(parts[0], shuffle=bool(config["data"]), workers=config["workers"])
+    train = load(parts[0], shuffle=config["shuffle"], workers=config["workers"])
     model, state = _start(config, parts[0], config["epochs"] * len(train))
     step = partial(train_step, accumulate=config["accumulate"], clip=config["clip"])
     state, loss_fn = load_checkpoint(state, last), _loss(config, model)
