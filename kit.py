@@ -50,6 +50,7 @@ import zipfile
 import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, suppress
 from functools import partial
 from itertools import chain, islice, pairwise
@@ -61,6 +62,7 @@ from typing import IO, Any, NamedTuple
 import click
 import numpy as np
 import torch
+import torch.distributed as dist
 from click.core import ParameterSource
 from tabulate import tabulate
 from torch import Tensor, nn
@@ -403,7 +405,7 @@ def make_loader(
         _Tensors(*data) if ready else _Seeded(data),
         batch_size=None,  # the sampler makes the batches
         sampler=_Order(n, batch_size or n, shuffle, seed),
-        collate_fn=_same if ready else default_collate,
+        collate_fn=_same,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available() and not ready,
@@ -413,33 +415,44 @@ def make_loader(
 
 
 class _Order(Sampler):
-    """Batches as (seed of the batch, its rows), a function of (seed, epoch)."""
+    """Batches as (numbers that seed it, rows), a function of (seed, epoch).
+
+    Of several processes each takes a share of every batch; one for which there is no
+    row gets some row without numbers, which _counted takes for one without a target.
+    """
 
     def __init__(self, n: int, batch_size: int, shuffle: bool, seed: int):
         self.n, self.batch_size, self.shuffle, self.seed = n, batch_size, shuffle, seed
         self.epoch = self.start = 0  # start: batches that the next pass leaves out
+        self.share = 0, 1  # which share of every batch the next pass takes, of how many
 
     def __len__(self) -> int:
         return math.ceil(self.n / self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[int, Any]]:
-        epoch, start = self.epoch, self.start
-        self.epoch, self.start = epoch + 1, 0
+    def __iter__(self) -> Iterator[tuple[tuple, Any]]:
+        epoch, start, (share, shares) = self.epoch, self.start, self.share
+        self.epoch, self.start, self.share = epoch + 1, 0, (0, 1)
         generator = torch.Generator().manual_seed(_hash(self.seed, epoch))
         order = torch.randperm(self.n, generator=generator) if self.shuffle else None
         for batch in range(start, len(self)):
-            rows = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
-            yield _hash(self.seed, epoch, batch), rows if order is None else order[rows]
+            first = batch * self.batch_size
+            size = min(self.batch_size, self.n - first)
+            begin, end = (first + size * i // shares for i in (share, share + 1))
+            numbers = self.seed, epoch, batch, *[share] * (share > 0)
+            if begin == end:
+                numbers, end = (), begin + 1
+            yield numbers, slice(begin, end) if order is None else order[begin:end]
 
 
 class _Tensors(TensorDataset):
     """A TensorDataset that takes a whole batch with one call a tensor."""
 
-    def __getitem__(self, key: tuple[int, Any]) -> tuple[Tensor, ...]:
-        _, rows = key
+    def __getitem__(self, key: tuple[tuple, Any]) -> tuple[Tensor, ...]:
+        numbers, rows = key
         if isinstance(rows, slice):
-            return tuple(t[rows] for t in self.tensors)
-        return tuple(t.index_select(0, rows.to(t.device)) for t in self.tensors)
+            return _counted(numbers, tuple([t[rows] for t in self.tensors]))
+        found = [t.index_select(0, rows.to(t.device)) for t in self.tensors]
+        return _counted(numbers, tuple(found))
 
 
 class _Seeded(Dataset):
@@ -448,8 +461,9 @@ class _Seeded(Dataset):
     def __init__(self, dataset: Any):
         self.dataset = dataset
 
-    def __getitem__(self, key: tuple[int, Any]) -> list:
-        seed, rows = key
+    def __getitem__(self, key: tuple[tuple, Any]) -> Any:
+        numbers, rows = key
+        seed = _hash(*numbers)
         if isinstance(rows, slice):
             rows = torch.arange(len(self.dataset))[rows]
         with _kept_random():
@@ -457,8 +471,15 @@ class _Seeded(Dataset):
             np.random.seed(_hash(seed, 1))
             torch.default_generator.manual_seed(_hash(seed, 2))
             if hasattr(self.dataset, "__getitems__"):
-                return self.dataset.__getitems__(rows.tolist())
-            return [self.dataset[row] for row in rows.tolist()]
+                items = self.dataset.__getitems__(rows.tolist())
+            else:
+                items = [self.dataset[row] for row in rows.tolist()]
+        return _counted(numbers, default_collate(items))
+
+
+def _counted(numbers: tuple, batch: Any) -> Any:
+    """The batch; without numbers its inputs go through the model but count no sample."""
+    return batch if numbers else (batch[0], batch[1][:0])
 
 
 @contextmanager
@@ -651,19 +672,22 @@ def train_step(
     """
     model, optimizer, scaler = state.model, state.optimizer, state.scaler
     _at_least("accumulate", accumulate, 1)
-    batch = _to(_device(optimizer), batch)
-    n, pair = len(batch[1]), False
+    batch, (_, world) = _to(_device(optimizer), batch), _peers(model)
+    n = _summed({"n": len(batch[1])}, model)["n"]
     sums: Sums = {}
-    optimizer.zero_grad()
-    for inputs, targets in _pieces(batch, accumulate):
-        loss = loss_fn(model(inputs), targets)
+    for p in _parameters(optimizer):
+        p.grad = None  # as optimizer.zero_grad does, which takes 5 µs to begin
+    for inputs, targets in _pieces(batch, accumulate, n, model):
+        loss = _loss_of(loss_fn, model(inputs), targets)
         pair = isinstance(loss, tuple)
         part, share = (loss[0], 1 / n) if pair else (loss, len(targets) / n)
-        scaler.scale(part if share == 1 else part * share).backward()
+        whole = world == 1 and share == 1
+        scaler.scale(part if whole else part * (share * world)).backward()
         sums = _add(sums, _totals(loss, len(targets)))
+    sums = _summed(sums, model)
     scaler.unscale_(optimizer)
-    if pair:  # the gradient so far is that of total / n
-        factor = n / sums["weight"].clamp(min=1e-12)
+    if pair or world > 1:  # the gradient so far is that of total / n
+        factor = n / (sums["weight"] + 1e-30)
         for p in _parameters(optimizer):
             if p.grad is not None:
                 p.grad.mul_(factor)
@@ -671,7 +695,7 @@ def train_step(
         ps = _parameters(optimizer)
         norm = clip(ps) if callable(clip) else nn.utils.clip_grad_norm_(ps, clip)
         if norm is not None:
-            sums["grad_norm"] = _wide(norm) * sums["weight"]
+            sums["grad_norm"] = _wide(_whole(norm)) * sums["weight"]
     scale = scaler.get_scale()
     scaler.step(optimizer)
     scaler.update()
@@ -685,20 +709,90 @@ def train_step(
     return state._replace(step=state.step + 1), sums
 
 
-def _pieces(batch: Batch, pieces: int) -> list[Batch]:
-    n = len(batch[1])
-    size = -(-n // pieces)
-    if size == n:
+def _pieces(batch: Batch, pieces: int, n: Any, model: nn.Module) -> Iterable[Batch]:
+    """Equally many in every process, which exchange gradients with the last one."""
+    world = _peers(model)[1]
+    rows = len(batch[1]) if world == 1 else max(len(batch[1]), -(-int(n) // world))
+    size = -(-rows // pieces)
+    if size == rows:
         return [batch]
-    return [_map(lambda t, at=at: t[at : at + size], batch) for at in range(0, n, size)]
+    parts = [_cut(batch, at, at + size) for at in range(0, rows, size)]
+    return parts if world == 1 else _last_exchanges(parts, model)
+
+
+def _last_exchanges(pieces: list[Batch], model: nn.Module) -> Iterator[Batch]:
+    for i, piece in enumerate(pieces, 1):
+        module: Any
+        for module in model.modules():
+            if isinstance(module, DistributedDataParallel):
+                module.require_backward_grad_sync = i == len(pieces)
+            elif _is_sharded(module):
+                module.set_requires_gradient_sync(i == len(pieces))
+        yield piece
+
+
+def _cut(batch: Batch, begin: int, end: int) -> Batch:
+    """Some rows of the batch; for none, an input to go through the model, no target."""
+    if begin < min(end, len(batch[1])):
+        return _map(lambda t: t[begin:end], batch)
+    return _map(lambda t: t[:1], batch[0]), batch[1][:0]
+
+
+def _loss_of(loss_fn: LossFn, outputs: Any, targets: Tensor) -> Any:
+    """The loss; without targets 0, whose gradient is 0, for exchanges need one."""
+    if len(targets):
+        return loss_fn(outputs, targets)
+    parts: list[Tensor] = []
+    _map(lambda t: parts.append(t.sum()), outputs)
+    return 0 * torch.stack(parts).sum()
 
 
 def _to(device: torch.device, batch: Any) -> Any:
+    if type(batch) is tuple and all(getattr(t, "device", 0) == device for t in batch):
+        return batch
     return _map(lambda t: t.to(device, non_blocking=True), batch)
 
 
+def _peers(model: nn.Module) -> tuple[int, int]:
+    """Which of how many processes that train the model together; alone: 0 of 1."""
+    if dist.is_available() and dist.is_initialized():
+        kinds = map(_is_shared, model.modules())
+        if any(kinds):
+            return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def _is_shared(module: nn.Module) -> bool:
+    return isinstance(module, DistributedDataParallel) or _is_sharded(module)
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    """By torch's fully_shard, whose import would take most of a second."""
+    return hasattr(module, "set_requires_gradient_sync")
+
+
+def _whole(t: Tensor) -> Tensor:
+    """The tensor of which this process may hold a shard; all of them must ask."""
+    return t.full_tensor() if hasattr(t, "full_tensor") else t
+
+
+def _summed(sums: Sums, model: nn.Module) -> Sums:
+    """The sums over all processes that train the model."""
+    if _peers(model)[1] == 1:
+        return sums
+    options: Any = {"dtype": torch.float64, "device": _model_device(model)}
+    totals = torch.stack([torch.as_tensor(v, **options) for v in sums.values()])
+    dist.all_reduce(totals)
+    return dict(zip(sums, map(_wide, totals)))
+
+
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
+    groups = optimizer.param_groups
+    return (
+        groups[0]["params"]
+        if len(groups) == 1
+        else [p for g in groups for p in g["params"]]
+    )
 
 
 def _totals(loss: Any, n: int) -> Sums:
@@ -709,9 +803,14 @@ def _totals(loss: Any, n: int) -> Sums:
     return {"loss": _wide(loss) * n, "weight": n}
 
 
-def _wide(x: Tensor) -> Tensor:
-    """Detached, in float64 where the device has it: long sums lose digits in float32."""
-    return x.detach() if x.device.type == "mps" else x.detach().double()
+def _wide(x: Tensor) -> Any:
+    """A number of a CPU; else a tensor, since to read it would be to wait for it.
+
+    In float64 where the device has it: long sums lose digits in float32.
+    """
+    if x.is_cpu:
+        return x.item()
+    return x.detach() if x.is_mps else x.detach().double()
 
 
 # ------------------------------------------------------------------ 4 evaluate
@@ -727,13 +826,15 @@ def eval_step(
     tensors could not be trained on later, were the model to keep one.
 
     >>> eval_step(nn.Identity(), (torch.ones(3), torch.zeros(3)), loss_fn=F.l1_loss)
-    {'loss': tensor(3., dtype=torch.float64), 'weight': 3}
+    {'loss': 3.0, 'weight': 3}
     """
     inputs, targets = _to(_model_device(model), batch)
     with _evaluating(model):
         prediction = model(inputs)
-        loss = loss_fn(prediction, targets)
+        loss = _loss_of(loss_fn, prediction, targets)
     sums = _totals(loss, len(targets))
+    if not len(targets):
+        return sums
     if hasattr(metrics, "compute"):
         metrics.update(prediction, targets)
     elif metrics:
@@ -768,14 +869,24 @@ def evaluate(
         metrics.reset()
     keep = partial(torch.random.fork_rng, ()) if _is_ours(loader) else _kept_random
     with keep():  # a plain DataLoader draws; a model or a metric may
-        for batch in _batches(loader):
+        for batch in _batches(loader, _peers(model)):
             part = eval_step(model, batch, loss_fn=loss_fn, metrics=metrics)
-            outputs += part.pop("outputs", [])
+            outputs.append(part.pop("outputs", []))
             sums = _add(sums, part)
         if not sums:
             raise ValueError("the loader must have a batch to evaluate, got none")
-        scores = _measured(metrics, outputs) if metrics else {}
-    return _means(sums) | scores
+        scores = _measured(metrics, _gathered(outputs, model)) if metrics else {}
+    return _means(_summed(sums, model)) | scores
+
+
+def _gathered(outputs: list[list], model: nn.Module) -> list:
+    """Those of all processes, batch by batch."""
+    every, world = [outputs], _peers(model)[1]
+    if world > 1:
+        every *= world
+        dist.all_gather_object(every, _to(torch.device("cpu"), outputs))
+    pairs = [pair for shares in zip(*every) for share in shares for pair in share]
+    return _to(_model_device(model), pairs)
 
 
 def _measured(metrics: Any, outputs: list) -> Row:
@@ -868,12 +979,18 @@ def save_checkpoint(state: State, path: str | Path) -> Path:
     >>> save_checkpoint(state, "models/line.pt").name
     'line.pt'
     """
+    content = _content(state, _whole)
+    if _peers(state.model)[0]:
+        return Path(path)
+    return _write_content(content, Path(path))
+
+
+def _content(state: State, taken: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """What a checkpoint holds, each tensor as it is taken."""
+    model = _bare(state.model).state_dict()
     content = {
         "format": FORMAT,
-        "model": {
-            _plain_key(key): value
-            for key, value in _bare(state.model).state_dict().items()
-        },
+        "model": {_plain_key(key): value for key, value in model.items()},
         "optimizer": state.optimizer.state_dict(),
         "scheduler": state.scheduler and state.scheduler.state_dict(),
         "kinds": _kinds(state),
@@ -883,8 +1000,11 @@ def save_checkpoint(state: State, path: str | Path) -> Path:
         "history": list(state.history),
         "config": state.config,
     }
-    content = _plain(content, "state")
-    return _write(Path(path), lambda file: torch.save(content, file))
+    return _plain(content, "state", taken)
+
+
+def _write_content(content: dict[str, Any], path: Path) -> Path:
+    return _write(path, lambda file: torch.save(content, file))
 
 
 def load_checkpoint(state: State, path: str | Path) -> State:
@@ -912,7 +1032,12 @@ def load_checkpoint(state: State, path: str | Path) -> State:
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             state.scheduler.load_state_dict(before)
             raise ValueError(f"the scheduler does not fit {name}: {error}") from error
-    bare.load_state_dict({own[key]: value for key, value in content["model"].items()})
+    tensors, model = bare.state_dict(), content["model"]
+    bare.load_state_dict({own[k]: _as(tensors[own[k]], v) for k, v in model.items()})
+    for p, kept in zip(
+        _parameters(state.optimizer), content["optimizer"]["state"].values()
+    ):
+        kept.update({k: _as(p, v) for k, v in kept.items()})
     state.optimizer.load_state_dict(content["optimizer"])
     if state.scaler.is_enabled() and content["scaler"]:
         state.scaler.load_state_dict(content["scaler"])
@@ -922,6 +1047,15 @@ def load_checkpoint(state: State, path: str | Path) -> State:
         history=tuple(content["history"]),
         config=content["config"],
     )
+
+
+def _as(own: Any, value: Any) -> Any:
+    """The value, in shards where the state's own tensor of that shape is."""
+    if not hasattr(own, "full_tensor") or own.shape != getattr(value, "shape", ()):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(own.device), own.device_mesh, own.placements)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -1004,7 +1138,7 @@ def _plain_key(key: str) -> str:
     return re.sub(r"(?<![^.])_orig_mod\.", "", key)
 
 
-def _plain(value: Any, where: str) -> Any:
+def _plain(value: Any, where: str, taken: Callable = _same) -> Any:
     """The value in types that weights_only reads; NumPy's become Python's and torch's."""
     if isinstance(value, np.generic):
         return value.item()
@@ -1012,13 +1146,15 @@ def _plain(value: Any, where: str) -> Any:
         return torch.from_numpy(value)
     if isinstance(value, dict):
         kind = type(value) if type(value) in (OrderedDict, Counter) else dict
-        return kind({k: _plain(v, f"{where}[{k!r}]") for k, v in value.items()})
+        return kind({k: _plain(v, f"{where}[{k!r}]", taken) for k, v in value.items()})
     if isinstance(value, list | tuple):
-        items = [_plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
+        items = [_plain(v, f"{where}[{i}]", taken) for i, v in enumerate(value)]
         return items if isinstance(value, list) else tuple(items)
     if isinstance(value, os.PathLike):
         return str(value)
-    if value is None or isinstance(value, bool | int | float | str | bytes | Tensor):
+    if isinstance(value, Tensor):
+        return taken(value)
+    if value is None or isinstance(value, bool | int | float | str | bytes):
         return value
     raise TypeError(
         f"{where} must be a plain value to be saved, got {type(value).__name__}"
@@ -1027,7 +1163,7 @@ def _plain(value: Any, where: str) -> Any:
 
 def _write(path: Path, write: Callable) -> Path:
     """Write a file so that the path holds the old one or the whole new one."""
-    beside = path.parent / f".{path.name}.tmp"
+    beside = path.parent / f".{path.name}.tmp{os.environ.get('RANK', '')}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(beside, "wb") as file:
@@ -1080,11 +1216,11 @@ def run(
     1 2
     2 3
     """
-    for now, finished in _steps(
-        state, train, val, loss_fn, epochs, metrics, step, seed
-    ):
-        if finished:
-            yield now
+    with _together(state) as now:
+        parts = (now, train, val, loss_fn, epochs, metrics, step, seed)
+        for now, finished in _steps(*parts):
+            if finished:
+                yield now._replace(model=state.model)
 
 
 def _steps(
@@ -1094,14 +1230,14 @@ def _steps(
 
     Anything in caught, a list that signals fill, leaves the evaluation.
     """
-    device = _device(state.optimizer)
+    device, (rank, world) = _device(state.optimizer), _peers(state.model)
     while (epoch := len(state.history)) < epochs:
         if not _bare(state.model).training:
             state.model.train()  # but the frozen parts of a training model stay so
         start = time.perf_counter()
         first = int(state.history[-1]["step"]) if epoch else 0
         _seed(device, seed, -1, epoch)
-        batches = _batches(_placed(train, epoch, state.step - first))
+        batches = _batches(_placed(train, epoch, state.step - first), (rank, world))
         if not _is_ours(train):  # it draws its order, and its rows, as it goes
             for past in range(first, state.step):
                 _seed(device, seed, past)
@@ -1110,6 +1246,8 @@ def _steps(
             _seed(device, seed, state.step)
             if (batch := next(batches, None)) is None:
                 break
+            if rank:  # or all would draw the same dropout
+                _seed(device, seed, state.step, rank)
             state, sums = step(state, batch, loss_fn=loss_fn)
             state = state._replace(sums=_add(state.sums, sums))
             if device.type == "cpu" or state.step % 100 == 0:
@@ -1122,12 +1260,14 @@ def _steps(
         row = {"epoch": epoch, "step": state.step, "lr": float(lr)}
         row |= _means(state.sums, "train_")
         if val is not None:
-            options = {"loss_fn": _unless(caught, loss_fn), "metrics": metrics}
+            watched = loss_fn if world > 1 else _unless(caught, loss_fn)
+            options = {"loss_fn": watched, "metrics": metrics}
             scores = evaluate(state.model, _placed(val, epoch, 0), **options)
             row |= {f"val_{key}": value for key, value in scores.items()}
         if row.get("train_skipped", 0) < 1 and not state.per_step:
             _advance(state.scheduler, row.get("val_loss", row.get("train_loss", 0.0)))
         row["seconds"] = time.perf_counter() - start
+        row = _first_says(row) if world > 1 else row
         state = state._replace(sums={}, history=(*state.history, row))
         yield state, True
 
@@ -1142,14 +1282,31 @@ def _placed(loader: Any, epoch: int, start: int) -> Any:
     return loader
 
 
-def _batches(loader: Any) -> Iterator[Any]:
+def _batches(loader: Any, share: tuple[int, int] = (0, 1)) -> Iterator[Any]:
+    """Its batches, or of every batch the share that one of several processes takes."""
     if isinstance(loader, Tensor | tuple):
         kind = type(loader).__name__
         raise TypeError(f"loader must give batches, got a {kind}: make_loader(data)")
     dataset = getattr(loader, "dataset", None)
-    if isinstance(dataset, _Tensors) and not loader.num_workers:
-        return map(dataset.__getitem__, loader.sampler)  # 40 µs a batch less
+    if _is_ours(loader):
+        loader.sampler.share = share
+        if isinstance(dataset, _Tensors) and not loader.num_workers:
+            return map(dataset.__getitem__, loader.sampler)  # 40 µs a batch less
+    elif share[1] > 1 and not _is_divided(loader):
+        return (_shared(batch, *share) for batch in loader)
     return iter(loader)
+
+
+def _is_divided(loader: Any) -> bool:
+    """Whether a DistributedSampler gives every process rows of its own."""
+    batches = getattr(loader, "batch_sampler", None)
+    samplers = getattr(loader, "sampler", None), batches, getattr(batches, "sampler", 0)
+    return any(getattr(sampler, "num_replicas", 1) > 1 for sampler in samplers)
+
+
+def _shared(batch: Batch, share: int, shares: int) -> Batch:
+    n = len(batch[1])
+    return _cut(batch, n * share // shares, n * (share + 1) // shares)
 
 
 def _is_ours(loader: Any) -> bool:
@@ -1172,11 +1329,13 @@ def _seed(device: torch.device, *numbers: int) -> None:
 
 
 def _advance(scheduler: Any, value: float) -> None:
+    if scheduler is None:
+        return
     with warnings.catch_warnings():  # after a resume the optimizer has not stepped yet
         warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step")
         if isinstance(scheduler, ReduceLROnPlateau):
             scheduler.step(value)
-        elif scheduler is not None:
+        else:
             scheduler.step()
 
 
@@ -1235,20 +1394,24 @@ def fit(
         )
     if stop(state.history):
         return state
-    now = state
-    with _interrupts(catch=last is not None) as caught:
-        parts = (state, train, val, loss_fn, epochs, metrics, step, seed, caught)
-        for now, finished in _steps(*parts):
-            if last and (finished or (save_every and now.step % save_every == 0)):
-                _save(now, last, finished)
-            if finished and on_epoch:
-                on_epoch(now)
-            if caught or (finished and stop(now.history)):
-                break
-    if caught and last:
-        _save(now, last, finished=False)
-        _die(caught[0])
-    return now
+    with _together(state) as now, _behind() as later:
+        with _interrupts(catch=last is not None) as caught:
+            parts = (now, train, val, loss_fn, epochs, metrics, step, seed, caught)
+            for now, finished in _steps(*parts):
+                if last and (finished or (save_every and now.step % save_every == 0)):
+                    _save(now, last, finished, later)
+                if finished and on_epoch and _peers(now.model)[0] == 0:
+                    on_epoch(now._replace(model=state.model))
+                if _agreed(caught, now) or (
+                    finished and _first_says(stop(now.history))
+                ):
+                    break
+        number = _agreed(caught, now)
+        if number and last:
+            _save(now, last, False, later)
+    if number and last:
+        _die(number)
+    return now._replace(model=state.model)
 
 
 def _goes_on(state: State, saved: dict[str, Any]) -> bool:
@@ -1257,19 +1420,113 @@ def _goes_on(state: State, saved: dict[str, Any]) -> bool:
     return state.step >= saved["step"] > 0 and repr(rows) == repr(saved["history"])
 
 
-def _save(state: State, last: Path, finished: bool) -> None:
+def _save(state: State, last: Path, finished: bool, later: Callable) -> None:
     """Write last.pt and, before it, best.pt, should this epoch be the best."""
     _check_loss(state)
-    for name, p in _bare(state.model).named_parameters():
-        if not p.isfinite().all():
+    best = finished and is_best(state.history, key=_loss_key(state.history))
+    rank = _peers(state.model)[0]
+    content = _content(state, _whole if rank else _copier())
+    if not rank:
+        names = [_plain_key(k) for k, _ in _bare(state.model).named_parameters()]
+        paths = [last.with_name("best.pt"), last] if best else [last]
+        later(partial(_write_finite, content, names, paths))
+
+
+def _copier() -> Callable[[Tensor], Tensor]:
+    """Copies to the CPU; tensors of the same memory, as tied weights are, stay so."""
+    copies: dict[tuple, Tensor] = {}
+
+    def copied(t: Tensor) -> Tensor:
+        t = _whole(t).detach()
+        key = t.device, t.data_ptr(), t.shape, t.stride(), t.dtype
+        if key not in copies:
+            copies[key] = t.to("cpu", copy=True)
+        return copies[key]
+
+    return copied
+
+
+def _write_finite(content: dict, names: list[str], paths: list[Path]) -> None:
+    for name in names:
+        if not content["model"][name].isfinite().all():
+            lr = content["optimizer"]["param_groups"][0]["lr"]
             raise FloatingPointError(
-                f"{_plain_key(name)} has NaN or infinite values after step "
-                f"{state.step}, epoch {len(state.history)}: not saved; lower the learning "
-                f"rate ({state.optimizer.param_groups[0]['lr']:g}) or clip the gradient"
+                f"{name} has NaN or infinite values after step {content['step']}, epoch "
+                f"{len(content['history'])}: not saved; lower the learning rate "
+                f"({lr:g}) or clip the gradient"
             )
-    if finished and is_best(state.history, key=_loss_key(state.history)):
-        save_checkpoint(state, last.with_name("best.pt"))
-    save_checkpoint(state, last)
+    for path in paths:
+        _write_content(content, path)
+
+
+@contextmanager
+def _behind() -> Iterator[Callable[[Callable], None]]:
+    """Calls go into a thread, one at a time; what one raises, the next or the end raises."""
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(bool)
+
+        def later(call: Callable) -> None:
+            nonlocal running
+            running.result()
+            running = pool.submit(call)
+
+        try:
+            yield later
+        finally:
+            running.result()
+
+
+@contextmanager
+def _together(state: State) -> Iterator[State]:
+    """In each process of a torchrun the state with a DistributedDataParallel model."""
+    with _group():
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        if world > 1:
+            begun: list[Any] = [None] * world
+            dist.all_gather_object(begun, (state.step, len(state.history)))
+            if len(set(begun)) > 1:
+                raise ValueError(
+                    "all processes must begin at the same (step, epoch), got "
+                    f"{sorted(set(begun))}: let them load the same checkpoint"
+                )
+            if _peers(state.model)[1] == 1:
+                state = state._replace(model=DistributedDataParallel(state.model))
+        yield state
+
+
+@contextmanager
+def _group() -> Iterator[None]:
+    """A process group, where torchrun started several processes and there is none yet."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if not dist.is_available() or dist.is_initialized() or world == 1:
+        yield
+        return
+    store, rank, world = next(dist.rendezvous("env://"))
+    nth = store.add(f"kit/{rank}", 1)  # group of this process: each has keys of its own
+    store = dist.PrefixStore(f"kit/{nth}", store)
+    dist.init_process_group(store=store, rank=rank, world_size=world)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _first_says(value: Any) -> Any:
+    """What the first process has, in all of them."""
+    box = [value]
+    if dist.is_available() and dist.is_initialized():
+        dist.broadcast_object_list(box)
+    return box[0]
+
+
+def _agreed(caught: Sequence[int], state: State) -> int:
+    """The signal that this process, or another one, has caught; else 0."""
+    number = max(caught, default=0)
+    if _peers(state.model)[1] > 1:
+        flag = torch.tensor(number, device=_device(state.optimizer))
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        number = int(flag)
+    return number
 
 
 class _Interrupted(Exception):

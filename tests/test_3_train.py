@@ -117,7 +117,7 @@ def test_a_step_equals_a_hand_written_step_bit_for_bit(kind, optimizer):
 
         torch.manual_seed(step)
         state, sums = kit.train_step(state, (x, y), loss_fn=loss_fn)
-        assert sums["loss"].item() == pytest.approx(loss.item() * len(y), rel=1e-12)
+        assert sums["loss"] == pytest.approx(loss.item() * len(y), rel=1e-12)
         assert sums["weight"] == len(y)
 
     assert state.step == len(batches) * 2
@@ -638,7 +638,7 @@ def test_the_sums_are_detached_where_the_weight_comes_from_the_model_too():
     model = nn.Linear(1, 1)
     state = kit.make_state(model, torch.optim.SGD(model.parameters(), lr=0.01))
     _, sums = kit.train_step(state, kit.make_data(), loss_fn=confident)
-    assert not any(v.requires_grad for v in sums.values())
+    assert all(type(v) is float for v in sums.values())
     assert not any(p.grad.requires_grad for p in model.parameters())
 
 
@@ -702,7 +702,7 @@ def test_the_weights_of_many_batches_lose_no_digits():
     assert state.history[0]["train_loss"] == 1.0
     assert state.history[0]["val_loss"] == 1.0
     _, sums = kit.train_step(state, (torch.zeros(301, 1), y), loss_fn=weighted)
-    assert sums["weight"].dtype == sums["loss"].dtype == torch.float64
+    assert type(sums["weight"]) is type(sums["loss"]) is float
 
 
 def test_accumulate_below_1_is_refused_in_one_line():

@@ -126,11 +126,11 @@ def test_a_loss_over_no_weight_at_all_is_nan_and_no_error():
     assert math.isnan(row["loss"])
 
 
-def test_eval_step_returns_totals_in_float64_and_the_outputs_where_asked():
+def test_eval_step_returns_totals_as_numbers_and_the_outputs_where_asked():
     x = torch.full((3, 1), 0.5)
     sums = kit.eval_step(nn.Identity(), (x, x + 2), loss_fn=F.mse_loss)
     assert sums == {"loss": 12.0, "weight": 3}
-    assert sums["loss"].dtype == torch.float64
+    assert type(sums["loss"]) is float
     sums = kit.eval_step(
         nn.Identity(), (x, x + 2), loss_fn=F.mse_loss, metrics=kit.metrics
     )
