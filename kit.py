@@ -1489,9 +1489,14 @@ def _together(state: State) -> Iterator[State]:
                     "all processes must begin at the same (step, epoch), got "
                     f"{sorted(set(begun))}: let them load the same checkpoint"
                 )
-            if _peers(state.model)[1] == 1:
-                state = state._replace(model=DistributedDataParallel(state.model))
-        yield state
+        if world == 1 or _peers(state.model)[1] > 1:
+            yield state
+            return
+        model: Any = DistributedDataParallel(state.model)
+        try:
+            yield state._replace(model=model)
+        finally:  # takes the hooks off; and to be the group's last owner is a deadlock
+            del model.logger, model.reducer
 
 
 @contextmanager
