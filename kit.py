@@ -1517,11 +1517,15 @@ def _group() -> Iterator[None]:
 
 
 def _first_says(value: Any) -> Any:
-    """What the first process has, in all of them."""
+    """What the first process of the group has, in all of them."""
     box = [value]
     if dist.is_available() and dist.is_initialized():
         dist.broadcast_object_list(box)
     return box[0]
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def _agreed(caught: Sequence[int], state: State) -> int:
@@ -2465,8 +2469,10 @@ _positive, _path = _Number(min=0, min_open=True), click.Path()
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 @click.pass_context
 def _fit_command(ctx: click.Context, **options: Any) -> None:
-    """Train, and leave last.pt, best.pt, history.csv, config.json in a run folder."""
-    folder = _run_folder(options["out"], options["resume"])
+    """Train, and leave last.pt, best.pt, history.csv, config.json in a run folder.
+
+    By torchrun, torchrun's processes train together.
+    """
     source = ctx.get_parameter_source
     order = [str(p.name) for p in ctx.command.params if p.name in options]
     options = {name: options[name] for name in order}  # not as they were typed
@@ -2476,13 +2482,21 @@ def _fit_command(ctx: click.Context, **options: Any) -> None:
         options["data"] = str(Path(options["data"]).resolve())
     if options["resume"] and options["overwrite"]:
         raise click.UsageError("--resume and --overwrite exclude each other")
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        options |= {"resume": True, "overwrite": False}
+    with _group():
+        folder = _first_says(_run_folder(options["out"], options["resume"]))
+        _fit_in(folder, options, given)
+
+
+def _fit_in(folder: Path, options: dict, given: set[str]) -> None:
     used = (folder / "last.pt").exists()
     if used and not (options["resume"] or options["overwrite"]):
         raise click.UsageError(
             f"{folder} holds a run: go on with --resume, start anew with --overwrite, "
             "or name another folder with --out"
         )
-    if options["resume"] and not used:
+    if options["resume"] and not used and not options["quiet"]:
         click.echo(f"{folder} has nothing to resume yet: starting it", err=True)
     if options["resume"] and used:
         config = _resumed(options, given, _checked(folder / "last.pt")["config"])
@@ -2655,6 +2669,8 @@ def _pick_device(name: str) -> torch.device:
     if name == "auto":
         best = torch.accelerator.current_accelerator(check_available=True)
         name = best.type if best else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError) as error:
@@ -2665,6 +2681,8 @@ def _pick_device(name: str) -> torch.device:
 def _fit(config: dict, folder: Path, options: dict) -> None:
     """Train as the config says, in the folder, and print how it goes."""
     board = _tensorboard(folder) if options["tensorboard"] else _same
+    first = _rank() == 0
+    options["quiet"] |= not first
     parts, config = _tables(config)
     load = partial(make_loader, batch_size=config["batch_size"], seed=config["seed"])
     train = load(parts[0], shuffle=config["shuffle"], workers=config["workers"])
@@ -2677,7 +2695,8 @@ def _fit(config: dict, folder: Path, options: dict) -> None:
         for path in (last, best, *folder.glob(EVENTS)):
             path.unlink(missing_ok=True)
     state = state._replace(config=config)
-    _write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    if first:
+        _write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     key = "val_loss" if val else "train_loss"
     patience, min_delta = config["patience"] or sys.maxsize, config["min_delta"]
     stop = partial(early_stopping, patience=patience, min_delta=min_delta, key=key)
@@ -2690,11 +2709,13 @@ def _fit(config: dict, folder: Path, options: dict) -> None:
         with progress as (count, watch):
             state = fit(state, train, val, step=count(step), on_epoch=watch, **common)
     except (KeyboardInterrupt, SystemExit):
-        if last.exists():
+        if first and last.exists():
             go_on = f"python -m kit fit --out {folder} --resume"
             go_on += " --tensorboard" * options["tensorboard"]
             click.echo(f"\ninterrupted and saved; go on with: {go_on}", err=True)
         raise
+    if not first:
+        return
     if not best.exists():
         raise FloatingPointError(f"no epoch had a finite {key}: lower the --lr")
     if not options["quiet"]:
