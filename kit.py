@@ -432,13 +432,17 @@ class _Order(Sampler):
     def __iter__(self) -> Iterator[tuple[tuple, Any]]:
         epoch, start, (share, shares) = self.epoch, self.start, self.share
         self.epoch, self.start, self.share = epoch + 1, 0, (0, 1)
-        generator = torch.Generator().manual_seed(_hash(self.seed, epoch))
-        order = torch.randperm(self.n, generator=generator) if self.shuffle else None
+        order = None
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(_hash(self.seed, epoch))
+            order = torch.randperm(self.n, generator=generator)
+        rank = (share,) if share else ()
         for batch in range(start, len(self)):
             first = batch * self.batch_size
             size = min(self.batch_size, self.n - first)
-            begin, end = (first + size * i // shares for i in (share, share + 1))
-            numbers = self.seed, epoch, batch, *[share] * (share > 0)
+            begin = first + size * share // shares
+            end = first + size * (share + 1) // shares
+            numbers: tuple = (self.seed, epoch, batch, *rank)
             if begin == end:
                 numbers, end = (), begin + 1
             yield numbers, slice(begin, end) if order is None else order[begin:end]
@@ -447,12 +451,27 @@ class _Order(Sampler):
 class _Tensors(TensorDataset):
     """A TensorDataset that takes a whole batch with one call a tensor."""
 
-    def __getitem__(self, key: tuple[tuple, Any]) -> tuple[Tensor, ...]:
+    def __getitem__(self, key: tuple[Any, Any]) -> tuple[Tensor, ...]:
         numbers, rows = key
         if isinstance(rows, slice):
             return _counted(numbers, tuple([t[rows] for t in self.tensors]))
         found = [t.index_select(0, rows.to(t.device)) for t in self.tensors]
         return _counted(numbers, tuple(found))
+
+
+def _read(data: _Tensors, order: _Order) -> Iterator[tuple[Tensor, ...]]:
+    """An epoch's batches; small ones several with one call a tensor, in 5 µs less."""
+    size = sum(t.numel() for t in data.tensors) * order.batch_size // order.n
+    if not order.shuffle or size > 2**17:
+        yield from map(data.__getitem__, order)
+        return
+    keys = iter(order)
+    while some := list(islice(keys, 2**18 // max(size, 1))):
+        rows = [rows for _, rows in some]
+        lengths = [len(part) for part in rows]
+        whole = data["all", torch.cat(rows)]
+        for key, *batch in zip(some, *(t.split(lengths) for t in whole)):
+            yield _counted(key[0], tuple(batch))
 
 
 class _Seeded(Dataset):
@@ -483,15 +502,18 @@ def _counted(numbers: tuple, batch: Any) -> Any:
 
 
 @contextmanager
-def _kept_random() -> Iterator[None]:
-    """Put the three global generators back afterwards."""
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+def _kept_random(*, everything: bool = True) -> Iterator[None]:
+    """Put torch's global generator, or all three, back afterwards."""
+    before = torch.get_rng_state()
+    if everything:
+        others = random.getstate(), np.random.get_state()
     try:
         yield
     finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])
+        torch.set_rng_state(before)
+        if everything:
+            random.setstate(others[0])
+            np.random.set_state(others[1])
 
 
 def _hash(*numbers: int) -> int:
@@ -867,8 +889,8 @@ def evaluate(
     outputs = []
     if hasattr(metrics, "compute"):
         metrics.reset()
-    keep = partial(torch.random.fork_rng, ()) if _is_ours(loader) else _kept_random
-    with keep():  # a plain DataLoader draws; a model or a metric may
+    # a plain DataLoader draws; a model or a metric may
+    with _kept_random(everything=not _is_ours(loader)):
         for batch in _batches(loader, _peers(model)):
             part = eval_step(model, batch, loss_fn=loss_fn, metrics=metrics)
             outputs.append(part.pop("outputs", []))
@@ -928,8 +950,9 @@ def predict(model: nn.Module, inputs: Any) -> Tensor:
 
 
 def _model_device(model: nn.Module) -> torch.device:
-    tensors = chain(model.parameters(), model.buffers())
-    return next((t.device for t in tensors), torch.device("cpu"))
+    for tensor in chain(model.parameters(), model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
 
 
 @contextmanager
@@ -946,6 +969,8 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _add(sums: Sums, more: Sums) -> Sums:
+    if not sums:
+        return more
     return sums | {k: sums[k] + v if k in sums else v for k, v in more.items()}
 
 
@@ -1291,7 +1316,7 @@ def _batches(loader: Any, share: tuple[int, int] = (0, 1)) -> Iterator[Any]:
     if _is_ours(loader):
         loader.sampler.share = share
         if isinstance(dataset, _Tensors) and not loader.num_workers:
-            return map(dataset.__getitem__, loader.sampler)  # 40 µs a batch less
+            return _read(dataset, loader.sampler)  # 40 µs a batch less
     elif share[1] > 1 and not _is_divided(loader):
         return (_shared(batch, *share) for batch in loader)
     return iter(loader)
@@ -1323,9 +1348,10 @@ def _unless(caught: Sequence[int], loss_fn: LossFn) -> LossFn:
 
 
 def _seed(device: torch.device, *numbers: int) -> None:
-    torch.default_generator.manual_seed(_hash(*numbers))
+    number = _hash(*numbers)
+    torch.default_generator.manual_seed(number)
     if device.type != "cpu":
-        torch.get_device_module(device).manual_seed(_hash(*numbers))
+        torch.get_device_module(device).manual_seed(number)
 
 
 def _advance(scheduler: Any, value: float) -> None:
