@@ -351,6 +351,9 @@ def memory_map(path: str | Path, name: str | None = None) -> Tensor:
             raise ValueError(f"{what} must hold rows, one after the other, got {got}")
         if (offset := file.tell()) + math.prod(shape) * dtype.itemsize > end:
             raise ValueError(f"{what} is damaged: it ends before {shape} of {dtype}")
+        if dtype.kind == "c" and offset % dtype.itemsize:  # torch would crash on these
+            must = f"must start at a multiple of {dtype.itemsize} bytes, got {offset}"
+            raise ValueError(f"{what} {must}: save it as .npy")
         private = {"access": mmap.ACCESS_COPY}
         if sys.platform == "linux":  # else it refuses what is larger than its memory
             unreserved = getattr(mmap, "MAP_NORESERVE", 0x4000)  # new in Python 3.13
@@ -524,7 +527,7 @@ class _Tensors(TensorDataset):
         self.rows = rows  # of the tensors, by row of this dataset; None: all
         dense = (t for t in tensors if t.layout == torch.strided)
         self.mapped = [t for t in dense if hasattr(t.untyped_storage(), "mapping")]
-        self.reads = -1  # of this process from the disk, before the last batch
+        self.reads = self.asks = 0  # this process's from the disk; how often to ask for
 
     def __len__(self) -> int:
         return len(self.tensors[0] if self.rows is None else self.rows)
@@ -536,18 +539,20 @@ class _Tensors(TensorDataset):
         if isinstance(rows, slice):
             return tuple(t[rows] for t in self.tensors)
         if self.mapped and self.reads != (reads := _disk_reads()):
-            self.reads = reads  # unchanged: all is in memory, and asking only costs
+            self.reads, self.asks = reads, 100
+        if self.asks:  # for a while: what was asked for may not count as read
+            self.asks -= 1
             for t in self.mapped:
                 _ask_for(t, rows)
         return tuple(t.index_select(0, rows.to(t.device)) for t in self.tensors)
 
 
 def _disk_reads() -> int:
-    """How often this process has read from the disk; -1 where that cannot be told."""
+    """How often this process has read from the disk; 0 where that cannot be told."""
     try:
         import resource
     except ImportError:
-        return -1
+        return 0
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_inblock + usage.ru_majflt
 
