@@ -35,6 +35,7 @@ import io
 import json
 import logging
 import math
+import mmap
 import os
 import pickle
 import random
@@ -64,8 +65,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from click.core import ParameterSource
+from numpy.lib import format as npy
 from tabulate import tabulate
 from torch import Tensor, nn
+from torch.multiprocessing import get_start_method
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import lr_scheduler
@@ -316,6 +319,74 @@ def _read_npz(path, target, task, columns, classes):
     return torch.from_numpy(X), labels if target else None, named, names
 
 
+def memory_map(path: str | Path, name: str | None = None) -> Tensor:
+    """A tensor whose rows are read from the disk when they are used: of any size.
+
+    path is a .npy, or a .npz of numpy.savez and the name of one of its arrays, of any
+    dtype that torch has. make_loader reads its batches' rows and no others; split with
+    a seed reads all of a tuple, nothing of a TensorDataset. What is done to the tensor
+    in place stays in memory: the file is never written.
+
+    Raises ValueError for what is compressed, damaged, in Fortran order or no numbers.
+
+    >>> np.savez("big.npz", X=np.ones((10, 2)), y=np.zeros(10))
+    >>> data = TensorDataset(memory_map("big.npz", "X"), memory_map("big.npz", "y"))
+    >>> train, test = split(data, seed=0)
+    >>> [len(x) for x, y in make_loader(train, batch_size=5, shuffle=True)]
+    [5, 3]
+    """
+    path = Path(path)
+    what = f"{name} in {path.name}" if name else path.name
+    with open(path, "rb") as file:
+        start, end = _stored(path, file, name)
+        file.seek(start)
+        with _undamaged(what, "no .npy"):
+            readers = {1: npy.read_array_header_1_0, 2: npy.read_array_header_2_0}
+            shape, fortran, dtype = readers[npy.read_magic(file)[0]](file)
+        try:
+            torch.from_numpy(np.empty(0, dtype))
+        except (TypeError, ValueError):
+            must = "numbers that torch has, in this machine's byte order"
+            raise ValueError(f"{what} must hold {must}, got {dtype}") from None
+        if not shape or fortran:
+            got = "Fortran order" if fortran else "a single value"
+            raise ValueError(f"{what} must hold rows, one after the other, got {got}")
+        if (offset := file.tell()) + math.prod(shape) * dtype.itemsize > end:
+            raise ValueError(f"{what} is damaged: it ends before {shape} of {dtype}")
+        if dtype.kind == "c" and offset % dtype.itemsize:  # torch would crash on these
+            must = f"must start at a multiple of {dtype.itemsize} bytes, got {offset}"
+            raise ValueError(f"{what} {must}: save it as .npy")
+        private = {"access": mmap.ACCESS_COPY}
+        if sys.platform == "linux":  # else it refuses what is larger than its memory
+            unreserved = getattr(mmap, "MAP_NORESERVE", 0x4000)  # new in Python 3.13
+            private = {"flags": mmap.MAP_PRIVATE | unreserved}
+        mapping = mmap.mmap(file.fileno(), 0, **private)
+    tensor = torch.from_numpy(np.ndarray(shape, dtype, mapping, offset))
+    storage: Any = tensor.untyped_storage()
+    storage.mapping = mapping, offset  # for _ask_for, which finds it by any view too
+    return tensor
+
+
+def _stored(path: Path, file: IO[bytes], name: str | None) -> tuple[int, int]:
+    """Where in the file its .npy, the one of that name in an .npz, starts and ends."""
+    if path.suffix.lower() != ".npz":
+        if name is not None:
+            raise ValueError(f"name is for .npz files, got {name!r} for {path.name}")
+        return 0, os.fstat(file.fileno()).st_size
+    with _undamaged(path.name, "no .npz"):
+        archive = zipfile.ZipFile(file)
+    members = {m.filename.removesuffix(".npy"): m for m in archive.infolist()}
+    if name not in members:
+        must = f"name must be one of {', '.join(members)} in {path.name}"
+        raise ValueError(f"{must}, got {name!r}")
+    if members[name].compress_type != zipfile.ZIP_STORED:
+        mend = "save it with numpy.savez, or as .npy"
+        raise ValueError(f"{name} in {path.name} is compressed: {mend}")
+    with _undamaged(path.name, "no .npz"), archive.open(members[name]):
+        start = file.tell()  # behind the member's own header
+    return start, start + members[name].file_size
+
+
 def split(
     data: Any,
     *,
@@ -386,10 +457,11 @@ def make_loader(
 ) -> DataLoader:
     """A DataLoader whose order is a function of (seed, epoch); None: all in one batch.
 
-    data is a tuple of tensors, indexed once per batch, or any Dataset with a length,
-    collated row by row. What a Dataset draws from random, numpy.random or torch is a
-    function of (seed, epoch, batch) too, whatever the number of workers. By hand,
-    every pass over the loader is the next epoch. Source: tutorial 1.6.
+    data is a tuple of tensors, a TensorDataset or a Subset of one, indexed once per
+    batch, or any Dataset with a length, collated row by row. What a Dataset draws from
+    random, numpy.random or torch is a function of (seed, epoch, batch) too, whatever
+    the number of workers. By hand, every pass over the loader is the next epoch.
+    Source: tutorial 1.6.
 
     >>> [len(x) for x, y in make_loader(make_data(), batch_size=20)]
     [20, 20, 10]
@@ -398,11 +470,14 @@ def make_loader(
     _at_least("rows of data", n, 1)
     _at_least("batch_size", n if batch_size is None else batch_size, 1)
     _at_least("workers", workers, 0)
-    if type(data) is TensorDataset:
-        data = data.tensors
-    ready = isinstance(data, tuple | list)
+    table = _table(TensorDataset(*data) if isinstance(data, tuple | list) else data)
+    ready = table is not None
+    if workers and table and table.mapped and get_start_method() != "fork":
+        raise ValueError(
+            f"workers must be 0, got {workers}: unless forked they copy the mapped file"
+        )
     return DataLoader(
-        _Tensors(*data) if ready else _Seeded(data),
+        table or _Seeded(data),
         batch_size=None,  # the sampler makes the batches
         sampler=_Order(n, batch_size or n, shuffle, seed),
         collate_fn=_same,
@@ -448,20 +523,50 @@ class _Order(Sampler):
             yield numbers, slice(begin, end) if order is None else order[begin:end]
 
 
+def _table(data: Any) -> _Tensors | None:
+    """A TensorDataset or a Subset of one, read by whole batches; None: neither."""
+    if type(data) is TensorDataset:
+        return _Tensors(*data.tensors)
+    if type(data) is Subset and (whole := _table(data.dataset)):
+        chosen = np.asarray(data.indices)
+        if chosen.ndim == 1 and chosen.dtype.kind in "iu":  # as rows
+            rows = np.arange(len(whole)) if whole.rows is None else whole.rows.numpy()
+            return _Tensors(*whole.tensors, rows=torch.from_numpy(rows[chosen]))
+    return None
+
+
 class _Tensors(TensorDataset):
     """A TensorDataset that takes a whole batch with one call a tensor."""
 
+    def __init__(self, *tensors: Tensor, rows: Tensor | None = None):
+        super().__init__(*tensors)
+        self.rows = rows  # of the tensors, by row of this dataset; None: all
+        dense = (t for t in tensors if t.layout == torch.strided)
+        self.mapped = [t for t in dense if hasattr(t.untyped_storage(), "mapping")]
+        self.reads = self.asks = 0  # this process's from the disk; how often to ask for
+
+    def __len__(self) -> int:
+        return len(self.tensors[0] if self.rows is None else self.rows)
+
     def __getitem__(self, key: tuple[Any, Any]) -> tuple[Tensor, ...]:
         numbers, rows = key
+        if self.rows is not None:
+            rows = self.rows[rows]
         if isinstance(rows, slice):
             return _counted(numbers, tuple([t[rows] for t in self.tensors]))
+        if self.mapped and self.reads != (reads := _disk_reads()):
+            self.reads, self.asks = reads, 100
+        if self.asks:  # for a while: what was asked for may not count as read
+            self.asks -= 1
+            for t in self.mapped:
+                _ask_for(t, rows)
         found = [t.index_select(0, rows.to(t.device)) for t in self.tensors]
         return _counted(numbers, tuple(found))
 
 
 def _read(data: _Tensors, order: _Order) -> Iterator[tuple[Tensor, ...]]:
     """An epoch's batches; small ones several with one call a tensor, in 5 µs less."""
-    size = sum(t.numel() for t in data.tensors) * order.batch_size // order.n
+    size = order.batch_size * sum(t.numel() // len(t) for t in data.tensors)
     if not order.shuffle or size > 2**17:
         yield from map(data.__getitem__, order)
         return
@@ -472,6 +577,27 @@ def _read(data: _Tensors, order: _Order) -> Iterator[tuple[Tensor, ...]]:
         whole = data["all", torch.cat(rows)]
         for key, *batch in zip(some, *(t.split(lengths) for t in whole)):
             yield _counted(key[0], tuple(batch))
+
+
+def _disk_reads() -> int:
+    """How often this process has read from the disk; 0 where that cannot be told."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_inblock + usage.ru_majflt
+
+
+def _ask_for(t: Tensor, rows: Tensor) -> None:
+    """Have the disk read a mapped tensor's rows all at once, rather than one by one."""
+    storage: Any = t.untyped_storage()
+    mapping, offset = storage.mapping
+    size = t.stride(0) * t.element_size()
+    starts = rows * size + (t.data_ptr() - storage.data_ptr() + offset)
+    pages = starts // mmap.PAGESIZE * mmap.PAGESIZE
+    for page, length in zip(pages.tolist(), (starts + size - pages).tolist()):
+        mapping.madvise(mmap.MADV_WILLNEED, page, length)
 
 
 class _Seeded(Dataset):
@@ -1113,19 +1239,25 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 @contextmanager
 def _unzipped(path: Path, what: str) -> Iterator[IO[bytes]]:
     """A zip file, open, its checksums checked; one ValueError for any damage."""
-    with open(path, "rb") as file:
-        try:
-            if damaged := zipfile.ZipFile(file).testzip():
-                raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
-            file.seek(0)
-            yield file
-        except pickle.UnpicklingError:
-            raise ValueError(
-                f"{path} holds more than plain types, which could run code: not loaded"
-            ) from None
-        except (zipfile.BadZipFile, struct.error, zlib.error, *_DAMAGE) as error:
-            reason = str(error).split("\n")[0] or type(error).__name__
-            raise ValueError(f"{path} is damaged or {what}: {reason}") from None
+    with open(path, "rb") as file, _undamaged(path, what):
+        if damaged := zipfile.ZipFile(file).testzip():
+            raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
+        file.seek(0)
+        yield file
+
+
+@contextmanager
+def _undamaged(path: Path | str, what: str) -> Iterator[None]:
+    """One ValueError for whatever reading a damaged file raises."""
+    try:
+        yield
+    except pickle.UnpicklingError:
+        raise ValueError(
+            f"{path} holds more than plain types, which could run code: not loaded"
+        ) from None
+    except (zipfile.BadZipFile, struct.error, zlib.error, *_DAMAGE) as error:
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise ValueError(f"{path} is damaged or {what}: {reason}") from None
 
 
 def _fits(saved: dict, own: dict, name: str) -> None:
