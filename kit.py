@@ -92,6 +92,7 @@ Sums = dict[str, Any]  # totals over samples, and "weight", which divides them
 Row = dict[str, float]  # one finished epoch
 LossFn = Callable[[Tensor, Tensor], Any]  # mean over samples, or (total, weight)
 
+CPU = torch.device("cpu")
 FLOAT32_MAX = torch.finfo(torch.float32).max
 
 # ---------------------------------------------------------------------- 1 data
@@ -497,7 +498,8 @@ class _Order(Sampler):
     """
 
     def __init__(self, n: int, batch_size: int, shuffle: bool, seed: int):
-        self.n, self.batch_size, self.shuffle, self.seed = n, batch_size, shuffle, seed
+        self.n, self.batch_size, self.shuffle = n, batch_size, shuffle
+        self.seed = int(seed)
         self.epoch = self.start = 0  # start: batches that the next pass leaves out
         self.share = 0, 1  # which share of every batch the next pass takes, of how many
 
@@ -644,7 +646,7 @@ def _kept_random(*, everything: bool = True) -> Iterator[None]:
 
 def _hash(*numbers: int) -> int:
     """One 32-bit seed of several numbers, the same everywhere and always."""
-    return zlib.crc32(repr(tuple(map(int, numbers))).encode())
+    return zlib.crc32(repr(numbers).encode())
 
 
 def _same(batch: Any) -> Any:
@@ -1032,7 +1034,7 @@ def _gathered(outputs: list[list], model: nn.Module) -> list:
     every, world = [outputs], _peers(model)[1]
     if world > 1:
         every *= world
-        dist.all_gather_object(every, _to(torch.device("cpu"), outputs))
+        dist.all_gather_object(every, _to(CPU, outputs))
     pairs = [pair for shares in zip(*every) for share in shares for pair in share]
     return _to(_model_device(model), pairs)
 
@@ -1078,7 +1080,7 @@ def predict(model: nn.Module, inputs: Any) -> Tensor:
 def _model_device(model: nn.Module) -> torch.device:
     for tensor in chain(model.parameters(), model.buffers()):
         return tensor.device
-    return torch.device("cpu")
+    return CPU
 
 
 @contextmanager
@@ -1388,6 +1390,7 @@ def _steps(
     Anything in caught, a list that signals fill, leaves the evaluation.
     """
     device, (rank, world) = _device(state.optimizer), _peers(state.model)
+    seed = int(seed)
     while (epoch := len(state.history)) < epochs:
         if not _bare(state.model).training:
             state.model.train()  # but the frozen parts of a training model stay so
@@ -1407,7 +1410,7 @@ def _steps(
                 _seed(device, seed, state.step, rank)
             state, sums = step(state, batch, loss_fn=loss_fn)
             state = state._replace(sums=_add(state.sums, sums))
-            if device.type == "cpu" or state.step % 100 == 0:
+            if device == CPU or state.step % 100 == 0:
                 _check_loss(state)
             yield state, False
         if state.step == first:
@@ -1482,7 +1485,7 @@ def _unless(caught: Sequence[int], loss_fn: LossFn) -> LossFn:
 def _seed(device: torch.device, *numbers: int) -> None:
     number = _hash(*numbers)
     torch.default_generator.manual_seed(number)
-    if device.type != "cpu":
+    if device != CPU:
         torch.get_device_module(device).manual_seed(number)
 
 
@@ -2418,7 +2421,7 @@ def _timed(things: Iterable) -> Iterator[tuple[float, Any]]:
 def _memory(device: torch.device) -> tuple[float, float]:
     """GiB that were taken at most, and that there are."""
     with suppress(RuntimeError, ImportError):  # where there is no telling
-        if device.type != "cpu":
+        if device != CPU:
             total = torch.accelerator.get_memory_info(device)[1]
             return torch.accelerator.max_memory_allocated(device) / 2**30, total / 2**30
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
