@@ -573,7 +573,7 @@ def _read(data: _Tensors, order: _Order) -> Iterator[tuple[Tensor, ...]]:
         yield from map(data.__getitem__, order)
         return
     keys = iter(order)
-    while some := list(islice(keys, 2**18 // max(size, 1))):
+    while some := list(islice(keys, min(64, 2**18 // max(size, 1)))):
         rows = [rows for _, rows in some]
         lengths = [len(part) for part in rows]
         whole = data["all", torch.cat(rows)]
