@@ -1667,6 +1667,8 @@ def _group() -> Iterator[None]:
     if not dist.is_available() or dist.is_initialized() or world == 1:
         yield
         return
+    importlib.import_module("torch.distributed.nn")  # later, it would keep the group
+
     store, rank, world = next(dist.rendezvous("env://"))
     nth = store.add(f"kit/{rank}", 1)  # group of this process: each has keys of its own
     store = dist.PrefixStore(f"kit/{nth}", store)
