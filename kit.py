@@ -1496,7 +1496,7 @@ def _together(state: State) -> Iterator[State]:
         try:
             yield state._replace(model=model)
         finally:  # takes the hooks off; and to be the group's last owner is a deadlock
-            del model.logger, model.reducer
+            del model.logger, model.reducer, model.process_group
 
 
 @contextmanager
