@@ -1491,10 +1491,12 @@ def _together(state: State) -> Iterator[State]:
                 )
         if world == 1 or _peers(state.model)[1] > 1:
             yield state
+            _first_says(None)
             return
         model: Any = DistributedDataParallel(state.model)
         try:
             yield state._replace(model=model)
+            _first_says(None)  # that its files are written
         finally:  # takes the hooks off; and to be the group's last owner is a deadlock
             del model.logger, model.reducer, model.process_group
 
