@@ -1259,6 +1259,8 @@ def _steps(
         lr = state.optimizer.param_groups[0]["lr"]
         row = {"epoch": epoch, "step": state.step, "lr": float(lr)}
         row |= _means(state.sums, "train_")
+        for buffer in state.model.buffers() if world > 1 else ():
+            dist.broadcast(buffer.detach(), 0)  # BatchNorm's means differ
         if val is not None:
             watched = loss_fn if world > 1 else _unless(caught, loss_fn)
             options = {"loss_fn": watched, "metrics": metrics}
