@@ -151,7 +151,7 @@ def of_a_dataset(workers, named=False):
 
 def of_a_plain_loader():
     batches = DataLoader(TensorDataset(*rows()), batch_size=6, shuffle=True)
-    return train(train=batches, val=batches)
+    return train(train=batches, val=batches, metrics=count)
 
 
 class Interleaved:
@@ -195,11 +195,11 @@ def with_torchmetrics():
 
 
 def count(prediction, target):
-    return {
-        "count": len(target),
-        "sum": float(target.double().sum()),
-        **kit.metrics(prediction, target),
-    }
+    """How many there are, in which order, and what they measure."""
+    total = target.double().flatten()
+    order = (total * torch.arange(len(total))).sum()
+    counts = {"count": len(total), "sum": total.sum(), "order": order}
+    return counts | kit.metrics(prediction, target)
 
 
 SCHEDULERS = {
