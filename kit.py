@@ -1419,6 +1419,8 @@ def _steps(
         lr = state.optimizer.param_groups[0]["lr"]
         row = {"epoch": epoch, "step": state.step, "lr": float(lr)}
         row |= _means(state.sums, "train_")
+        for buffer in state.model.buffers() if world > 1 else ():
+            dist.broadcast(buffer.detach(), 0)  # BatchNorm's means differ
         if val is not None:
             watched = loss_fn if world > 1 else _unless(caught, loss_fn)
             options = {"loss_fn": watched, "metrics": metrics}
@@ -1652,12 +1654,14 @@ def _together(state: State) -> Iterator[State]:
                 )
         if world == 1 or _peers(state.model)[1] > 1:
             yield state
+            _first_says(None)
             return
         model: Any = DistributedDataParallel(state.model)
         try:
             yield state._replace(model=model)
+            _first_says(None)  # that its files are written
         finally:  # takes the hooks off; and to be the group's last owner is a deadlock
-            del model.logger, model.reducer
+            del model.logger, model.reducer, model.process_group
 
 
 @contextmanager
