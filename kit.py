@@ -562,6 +562,9 @@ def make_state(
 ) -> State:
     """The State before training. Move the model to its device before this.
 
+    To train in shards, call torch's fully_shard on the layers and on the model before
+    the optimizer is made.
+
     per_step says when the scheduler advances; None: by step for OneCycleLR and
     CyclicLR, by epoch for all others. ReduceLROnPlateau gets val_loss, or train_loss
     where nothing is validated. A model in amp(..., "fp16") gets a real GradScaler.
@@ -1089,7 +1092,7 @@ def _as(own: Any, value: Any) -> Any:
     from torch.distributed.tensor import distribute_tensor
 
     where, value = (own.device_mesh, own.placements), value.to(own.device)
-    return distribute_tensor(value, *where, src_data_rank=None).clone()  # not a view
+    return distribute_tensor(value, *where, src_data_rank=None)  # all have read it
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -52,11 +52,12 @@ def data(rows=7, columns=3, dtype=torch.float32):
 ROWS = data()
 
 
-def net(columns=3, width=5):
+def net(columns=3, width=5, dropout=0.0):
     """The output layer's one row is on one process; the others hold nothing of it."""
     torch.manual_seed(0)
     layers = kit.Standardize(data(columns=columns)[0]), nn.Linear(columns, width)
-    return nn.Sequential(*layers, nn.ReLU(), nn.Linear(width, 1))
+    layers = *layers, nn.ReLU(), nn.Linear(width, 1)
+    return nn.Sequential(*layers, *[nn.Dropout(dropout)] * (dropout > 0))
 
 
 def sharded(model):
@@ -239,9 +240,11 @@ def from_one_process(shard):
 @case
 def broken_off(shard):
     """The straight run, and what becomes of one that broke off amid an epoch."""
-    straight = saved(train(make_state(shard)), "straight.pt")
-    file = break_off(make_state(shard), "broken")
-    again = saved(train(kit.load_checkpoint(make_state(shard), file)), "again.pt")
+    states = [make_state(shard, model=net(dropout=0.5)) for _ in range(3)]
+    straight = saved(train(states[0]), "straight.pt")
+    file = break_off(states[1], "dropped")
+    again = saved(train(kit.load_checkpoint(states[2], file)), "again.pt")
+    break_off(make_state(shard), "broken")
     return {"straight": straight, "again": again}
 
 
@@ -445,15 +448,16 @@ def launch(processes, folder):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(processes), __file__, str(folder)]
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    env["PYTHONWARNINGS"] = "error"
     out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     process = subprocess.Popen(command, env=env, start_new_session=True, **out)
     try:
         return process.communicate(timeout=120)[0], process.returncode
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-            process.communicate(timeout=40)
-            os.killpg(process.pid, signal.SIGKILL)
+        for number in (signal.SIGTERM, signal.SIGKILL):  # torchrun ends its own first
+            with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, number)
+                process.communicate(timeout=40)
 
 
 @pytest.fixture(scope="session")
@@ -475,7 +479,7 @@ def launched(tmp_path_factory, testrun_uid):
         output, code = launch(processes, folder)
         if processes != PROCESSES:  # the last go on from what the first wrote
             shutil.copy(folder / "broken/last.pt", folder / "earlier.pt")
-            for name in ("files", "broken", "spoiled"):
+            for name in ("files", "broken", "dropped", "spoiled"):
                 shutil.rmtree(folder / name)
     torch.save((output, code), folder / "half.pt")
     os.replace(folder / "half.pt", folder / "done.pt")
