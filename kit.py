@@ -35,6 +35,7 @@ import io
 import json
 import logging
 import math
+import mmap
 import os
 import pickle
 import random
@@ -64,8 +65,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from click.core import ParameterSource
+from numpy.lib import format as npy
 from tabulate import tabulate
 from torch import Tensor, nn
+from torch.multiprocessing import get_start_method
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import lr_scheduler
@@ -89,6 +92,7 @@ Sums = dict[str, Any]  # totals over samples, and "weight", which divides them
 Row = dict[str, float]  # one finished epoch
 LossFn = Callable[[Tensor, Tensor], Any]  # mean over samples, or (total, weight)
 
+CPU = torch.device("cpu")
 FLOAT32_MAX = torch.finfo(torch.float32).max
 
 # ---------------------------------------------------------------------- 1 data
@@ -316,6 +320,74 @@ def _read_npz(path, target, task, columns, classes):
     return torch.from_numpy(X), labels if target else None, named, names
 
 
+def memory_map(path: str | Path, name: str | None = None) -> Tensor:
+    """A tensor whose rows are read from the disk when they are used: of any size.
+
+    path is a .npy, or a .npz of numpy.savez and the name of one of its arrays, of any
+    dtype that torch has. make_loader reads its batches' rows and no others; split with
+    a seed reads all of a tuple, nothing of a TensorDataset. What is done to the tensor
+    in place stays in memory: the file is never written.
+
+    Raises ValueError for what is compressed, damaged, in Fortran order or no numbers.
+
+    >>> np.savez("big.npz", X=np.ones((10, 2)), y=np.zeros(10))
+    >>> data = TensorDataset(memory_map("big.npz", "X"), memory_map("big.npz", "y"))
+    >>> train, test = split(data, seed=0)
+    >>> [len(x) for x, y in make_loader(train, batch_size=5, shuffle=True)]
+    [5, 3]
+    """
+    path = Path(path)
+    what = f"{name} in {path.name}" if name else path.name
+    with open(path, "rb") as file:
+        start, end = _stored(path, file, name)
+        file.seek(start)
+        with _undamaged(what, "no .npy"):
+            readers = {1: npy.read_array_header_1_0, 2: npy.read_array_header_2_0}
+            shape, fortran, dtype = readers[npy.read_magic(file)[0]](file)
+        try:
+            torch.from_numpy(np.empty(0, dtype))
+        except (TypeError, ValueError):
+            must = "numbers that torch has, in this machine's byte order"
+            raise ValueError(f"{what} must hold {must}, got {dtype}") from None
+        if not shape or fortran:
+            got = "Fortran order" if fortran else "a single value"
+            raise ValueError(f"{what} must hold rows, one after the other, got {got}")
+        if (offset := file.tell()) + math.prod(shape) * dtype.itemsize > end:
+            raise ValueError(f"{what} is damaged: it ends before {shape} of {dtype}")
+        if dtype.kind == "c" and offset % dtype.itemsize:  # torch would crash on these
+            must = f"must start at a multiple of {dtype.itemsize} bytes, got {offset}"
+            raise ValueError(f"{what} {must}: save it as .npy")
+        private = {"access": mmap.ACCESS_COPY}
+        if sys.platform == "linux":  # else it refuses what is larger than its memory
+            unreserved = getattr(mmap, "MAP_NORESERVE", 0x4000)  # new in Python 3.13
+            private = {"flags": mmap.MAP_PRIVATE | unreserved}
+        mapping = mmap.mmap(file.fileno(), 0, **private)
+    tensor = torch.from_numpy(np.ndarray(shape, dtype, mapping, offset))
+    storage: Any = tensor.untyped_storage()
+    storage.mapping = mapping, offset  # for _ask_for, which finds it by any view too
+    return tensor
+
+
+def _stored(path: Path, file: IO[bytes], name: str | None) -> tuple[int, int]:
+    """Where in the file its .npy, the one of that name in an .npz, starts and ends."""
+    if path.suffix.lower() != ".npz":
+        if name is not None:
+            raise ValueError(f"name is for .npz files, got {name!r} for {path.name}")
+        return 0, os.fstat(file.fileno()).st_size
+    with _undamaged(path.name, "no .npz"):
+        archive = zipfile.ZipFile(file)
+    members = {m.filename.removesuffix(".npy"): m for m in archive.infolist()}
+    if name not in members:
+        must = f"name must be one of {', '.join(members)} in {path.name}"
+        raise ValueError(f"{must}, got {name!r}")
+    if members[name].compress_type != zipfile.ZIP_STORED:
+        mend = "save it with numpy.savez, or as .npy"
+        raise ValueError(f"{name} in {path.name} is compressed: {mend}")
+    with _undamaged(path.name, "no .npz"), archive.open(members[name]):
+        start = file.tell()  # behind the member's own header
+    return start, start + members[name].file_size
+
+
 def split(
     data: Any,
     *,
@@ -386,10 +458,11 @@ def make_loader(
 ) -> DataLoader:
     """A DataLoader whose order is a function of (seed, epoch); None: all in one batch.
 
-    data is a tuple of tensors, indexed once per batch, or any Dataset with a length,
-    collated row by row. What a Dataset draws from random, numpy.random or torch is a
-    function of (seed, epoch, batch) too, whatever the number of workers. By hand,
-    every pass over the loader is the next epoch. Source: tutorial 1.6.
+    data is a tuple of tensors, a TensorDataset or a Subset of one, indexed once per
+    batch, or any Dataset with a length, collated row by row. What a Dataset draws from
+    random, numpy.random or torch is a function of (seed, epoch, batch) too, whatever
+    the number of workers. By hand, every pass over the loader is the next epoch.
+    Source: tutorial 1.6.
 
     >>> [len(x) for x, y in make_loader(make_data(), batch_size=20)]
     [20, 20, 10]
@@ -398,11 +471,14 @@ def make_loader(
     _at_least("rows of data", n, 1)
     _at_least("batch_size", n if batch_size is None else batch_size, 1)
     _at_least("workers", workers, 0)
-    if type(data) is TensorDataset:
-        data = data.tensors
-    ready = isinstance(data, tuple | list)
+    table = _table(TensorDataset(*data) if isinstance(data, tuple | list) else data)
+    ready = table is not None
+    if workers and table and table.mapped and get_start_method() != "fork":
+        raise ValueError(
+            f"workers must be 0, got {workers}: unless forked they copy the mapped file"
+        )
     return DataLoader(
-        _Tensors(*data) if ready else _Seeded(data),
+        table or _Seeded(data),
         batch_size=None,  # the sampler makes the batches
         sampler=_Order(n, batch_size or n, shuffle, seed),
         collate_fn=_same,
@@ -422,7 +498,8 @@ class _Order(Sampler):
     """
 
     def __init__(self, n: int, batch_size: int, shuffle: bool, seed: int):
-        self.n, self.batch_size, self.shuffle, self.seed = n, batch_size, shuffle, seed
+        self.n, self.batch_size, self.shuffle = n, batch_size, shuffle
+        self.seed = int(seed)
         self.epoch = self.start = 0  # start: batches that the next pass leaves out
         self.share = 0, 1  # which share of every batch the next pass takes, of how many
 
@@ -432,27 +509,97 @@ class _Order(Sampler):
     def __iter__(self) -> Iterator[tuple[tuple, Any]]:
         epoch, start, (share, shares) = self.epoch, self.start, self.share
         self.epoch, self.start, self.share = epoch + 1, 0, (0, 1)
-        generator = torch.Generator().manual_seed(_hash(self.seed, epoch))
-        order = torch.randperm(self.n, generator=generator) if self.shuffle else None
+        order = None
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(_hash(self.seed, epoch))
+            order = torch.randperm(self.n, generator=generator)
+        rank = (share,) if share else ()
         for batch in range(start, len(self)):
             first = batch * self.batch_size
             size = min(self.batch_size, self.n - first)
-            begin, end = (first + size * i // shares for i in (share, share + 1))
-            numbers = self.seed, epoch, batch, *[share] * (share > 0)
+            begin = first + size * share // shares
+            end = first + size * (share + 1) // shares
+            numbers: tuple = (self.seed, epoch, batch, *rank)
             if begin == end:
                 numbers, end = (), begin + 1
             yield numbers, slice(begin, end) if order is None else order[begin:end]
 
 
+def _table(data: Any) -> _Tensors | None:
+    """A TensorDataset or a Subset of one, read by whole batches; None: neither."""
+    if type(data) is TensorDataset:
+        return _Tensors(*data.tensors)
+    if type(data) is Subset and (whole := _table(data.dataset)):
+        chosen = np.asarray(data.indices)
+        if chosen.ndim == 1 and chosen.dtype.kind in "iu":  # as rows
+            rows = np.arange(len(whole)) if whole.rows is None else whole.rows.numpy()
+            return _Tensors(*whole.tensors, rows=torch.from_numpy(rows[chosen]))
+    return None
+
+
 class _Tensors(TensorDataset):
     """A TensorDataset that takes a whole batch with one call a tensor."""
 
-    def __getitem__(self, key: tuple[tuple, Any]) -> tuple[Tensor, ...]:
+    def __init__(self, *tensors: Tensor, rows: Tensor | None = None):
+        super().__init__(*tensors)
+        self.rows = rows  # of the tensors, by row of this dataset; None: all
+        dense = (t for t in tensors if t.layout == torch.strided)
+        self.mapped = [t for t in dense if hasattr(t.untyped_storage(), "mapping")]
+        self.reads = self.asks = 0  # this process's from the disk; how often to ask for
+
+    def __len__(self) -> int:
+        return len(self.tensors[0] if self.rows is None else self.rows)
+
+    def __getitem__(self, key: tuple[Any, Any]) -> tuple[Tensor, ...]:
         numbers, rows = key
+        if self.rows is not None:
+            rows = self.rows[rows]
         if isinstance(rows, slice):
             return _counted(numbers, tuple([t[rows] for t in self.tensors]))
+        if self.mapped and self.reads != (reads := _disk_reads()):
+            self.reads, self.asks = reads, 100
+        if self.asks:  # for a while: what was asked for may not count as read
+            self.asks -= 1
+            for t in self.mapped:
+                _ask_for(t, rows)
         found = [t.index_select(0, rows.to(t.device)) for t in self.tensors]
         return _counted(numbers, tuple(found))
+
+
+def _read(data: _Tensors, order: _Order) -> Iterator[tuple[Tensor, ...]]:
+    """An epoch's batches; small ones several with one call a tensor, in 5 µs less."""
+    size = order.batch_size * sum(t.numel() // len(t) for t in data.tensors)
+    if not order.shuffle or size > 2**17:
+        yield from map(data.__getitem__, order)
+        return
+    keys = iter(order)
+    while some := list(islice(keys, min(64, 2**18 // max(size, 1)))):
+        rows = [rows for _, rows in some]
+        lengths = [len(part) for part in rows]
+        whole = data["all", torch.cat(rows)]
+        for key, *batch in zip(some, *(t.split(lengths) for t in whole)):
+            yield _counted(key[0], tuple(batch))
+
+
+def _disk_reads() -> int:
+    """How often this process has read from the disk; 0 where that cannot be told."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_inblock + usage.ru_majflt
+
+
+def _ask_for(t: Tensor, rows: Tensor) -> None:
+    """Have the disk read a mapped tensor's rows all at once, rather than one by one."""
+    storage: Any = t.untyped_storage()
+    mapping, offset = storage.mapping
+    size = t.stride(0) * t.element_size()
+    starts = rows * size + (t.data_ptr() - storage.data_ptr() + offset)
+    pages = starts // mmap.PAGESIZE * mmap.PAGESIZE
+    for page, length in zip(pages.tolist(), (starts + size - pages).tolist()):
+        mapping.madvise(mmap.MADV_WILLNEED, page, length)
 
 
 class _Seeded(Dataset):
@@ -483,20 +630,23 @@ def _counted(numbers: tuple, batch: Any) -> Any:
 
 
 @contextmanager
-def _kept_random() -> Iterator[None]:
-    """Put the three global generators back afterwards."""
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+def _kept_random(*, everything: bool = True) -> Iterator[None]:
+    """Put torch's global generator, or all three, back afterwards."""
+    before = torch.get_rng_state()
+    if everything:
+        others = random.getstate(), np.random.get_state()
     try:
         yield
     finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])
+        torch.set_rng_state(before)
+        if everything:
+            random.setstate(others[0])
+            np.random.set_state(others[1])
 
 
 def _hash(*numbers: int) -> int:
     """One 32-bit seed of several numbers, the same everywhere and always."""
-    return zlib.crc32(repr(tuple(map(int, numbers))).encode())
+    return zlib.crc32(repr(numbers).encode())
 
 
 def _same(batch: Any) -> Any:
@@ -886,8 +1036,8 @@ def evaluate(
     outputs = []
     if hasattr(metrics, "compute"):
         metrics.reset()
-    keep = partial(torch.random.fork_rng, ()) if _is_ours(loader) else _kept_random
-    with keep():  # a plain DataLoader draws; a model or a metric may
+    # a plain DataLoader draws; a model or a metric may
+    with _kept_random(everything=not _is_ours(loader)):
         for batch in _batches(loader, _peers(model)):
             part = eval_step(model, batch, loss_fn=loss_fn, metrics=metrics)
             outputs.append(part.pop("outputs", []))
@@ -903,7 +1053,7 @@ def _gathered(outputs: list[list], model: nn.Module) -> list:
     every, world = [outputs], _peers(model)[1]
     if world > 1:
         every *= world
-        dist.all_gather_object(every, _to(torch.device("cpu"), outputs))
+        dist.all_gather_object(every, _to(CPU, outputs))
     pairs = [pair for shares in zip(*every) for share in shares for pair in share]
     return _to(_model_device(model), pairs)
 
@@ -947,8 +1097,9 @@ def predict(model: nn.Module, inputs: Any) -> Tensor:
 
 
 def _model_device(model: nn.Module) -> torch.device:
-    tensors = chain(model.parameters(), model.buffers())
-    return next((t.device for t in tensors), torch.device("cpu"))
+    for tensor in chain(model.parameters(), model.buffers()):
+        return tensor.device
+    return CPU
 
 
 @contextmanager
@@ -965,6 +1116,8 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _add(sums: Sums, more: Sums) -> Sums:
+    if not sums:
+        return more
     return sums | {k: sums[k] + v if k in sums else v for k, v in more.items()}
 
 
@@ -1125,19 +1278,25 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 @contextmanager
 def _unzipped(path: Path, what: str) -> Iterator[IO[bytes]]:
     """A zip file, open, its checksums checked; one ValueError for any damage."""
-    with open(path, "rb") as file:
-        try:
-            if damaged := zipfile.ZipFile(file).testzip():
-                raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
-            file.seek(0)
-            yield file
-        except pickle.UnpicklingError:
-            raise ValueError(
-                f"{path} holds more than plain types, which could run code: not loaded"
-            ) from None
-        except (zipfile.BadZipFile, struct.error, zlib.error, *_DAMAGE) as error:
-            reason = str(error).split("\n")[0] or type(error).__name__
-            raise ValueError(f"{path} is damaged or {what}: {reason}") from None
+    with open(path, "rb") as file, _undamaged(path, what):
+        if damaged := zipfile.ZipFile(file).testzip():
+            raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
+        file.seek(0)
+        yield file
+
+
+@contextmanager
+def _undamaged(path: Path | str, what: str) -> Iterator[None]:
+    """One ValueError for whatever reading a damaged file raises."""
+    try:
+        yield
+    except pickle.UnpicklingError:
+        raise ValueError(
+            f"{path} holds more than plain types, which could run code: not loaded"
+        ) from None
+    except (zipfile.BadZipFile, struct.error, zlib.error, *_DAMAGE) as error:
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise ValueError(f"{path} is damaged or {what}: {reason}") from None
 
 
 def _fits(saved: dict, own: dict, name: str) -> None:
@@ -1268,6 +1427,7 @@ def _steps(
     Anything in caught, a list that signals fill, leaves the evaluation.
     """
     device, (rank, world) = _device(state.optimizer), _peers(state.model)
+    seed = int(seed)
     while (epoch := len(state.history)) < epochs:
         if not _bare(state.model).training:
             state.model.train()  # but the frozen parts of a training model stay so
@@ -1287,7 +1447,7 @@ def _steps(
                 _seed(device, seed, state.step, rank)
             state, sums = step(state, batch, loss_fn=loss_fn)
             state = state._replace(sums=_add(state.sums, sums))
-            if device.type == "cpu" or state.step % 100 == 0:
+            if device == CPU or state.step % 100 == 0:
                 _check_loss(state)
             yield state, False
         if state.step == first:
@@ -1328,7 +1488,7 @@ def _batches(loader: Any, share: tuple[int, int] = (0, 1)) -> Iterator[Any]:
     if _is_ours(loader):
         loader.sampler.share = share
         if isinstance(dataset, _Tensors) and not loader.num_workers:
-            return map(dataset.__getitem__, loader.sampler)  # 40 µs a batch less
+            return _read(dataset, loader.sampler)  # 40 µs a batch less
     elif share[1] > 1 and not _is_divided(loader):
         return (_shared(batch, *share) for batch in loader)
     return iter(loader)
@@ -1360,9 +1520,10 @@ def _unless(caught: Sequence[int], loss_fn: LossFn) -> LossFn:
 
 
 def _seed(device: torch.device, *numbers: int) -> None:
-    torch.default_generator.manual_seed(_hash(*numbers))
-    if device.type != "cpu":
-        torch.get_device_module(device).manual_seed(_hash(*numbers))
+    number = _hash(*numbers)
+    torch.default_generator.manual_seed(number)
+    if device != CPU:
+        torch.get_device_module(device).manual_seed(number)
 
 
 def _advance(scheduler: Any, value: float) -> None:
@@ -1541,11 +1702,15 @@ def _group() -> Iterator[None]:
 
 
 def _first_says(value: Any) -> Any:
-    """What the first process has, in all of them."""
+    """What the first process of the group has, in all of them."""
     box = [value]
     if dist.is_available() and dist.is_initialized():
         dist.broadcast_object_list(box)
     return box[0]
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def _agreed(caught: Sequence[int], state: State) -> int:
@@ -2285,7 +2450,7 @@ def _timed(things: Iterable) -> Iterator[tuple[float, Any]]:
 def _memory(device: torch.device) -> tuple[float, float]:
     """GiB that were taken at most, and that there are."""
     with suppress(RuntimeError, ImportError):  # where there is no telling
-        if device.type != "cpu":
+        if device != CPU:
             total = torch.accelerator.get_memory_info(device)[1]
             return torch.accelerator.max_memory_allocated(device) / 2**30, total / 2**30
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -2494,8 +2659,10 @@ _positive, _path = _Number(min=0, min_open=True), click.Path()
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 @click.pass_context
 def _fit_command(ctx: click.Context, **options: Any) -> None:
-    """Train, and leave last.pt, best.pt, history.csv, config.json in a run folder."""
-    folder = _run_folder(options["out"], options["resume"])
+    """Train, and leave last.pt, best.pt, history.csv, config.json in a run folder.
+
+    By torchrun, torchrun's processes train together.
+    """
     source = ctx.get_parameter_source
     order = [str(p.name) for p in ctx.command.params if p.name in options]
     options = {name: options[name] for name in order}  # not as they were typed
@@ -2505,13 +2672,21 @@ def _fit_command(ctx: click.Context, **options: Any) -> None:
         options["data"] = str(Path(options["data"]).resolve())
     if options["resume"] and options["overwrite"]:
         raise click.UsageError("--resume and --overwrite exclude each other")
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        options |= {"resume": True, "overwrite": False}
+    with _group():
+        folder = _first_says(_run_folder(options["out"], options["resume"]))
+        _fit_in(folder, options, given)
+
+
+def _fit_in(folder: Path, options: dict, given: set[str]) -> None:
     used = (folder / "last.pt").exists()
     if used and not (options["resume"] or options["overwrite"]):
         raise click.UsageError(
             f"{folder} holds a run: go on with --resume, start anew with --overwrite, "
             "or name another folder with --out"
         )
-    if options["resume"] and not used:
+    if options["resume"] and not used and not options["quiet"]:
         click.echo(f"{folder} has nothing to resume yet: starting it", err=True)
     if options["resume"] and used:
         config = _resumed(options, given, _checked(folder / "last.pt")["config"])
@@ -2684,6 +2859,8 @@ def _pick_device(name: str) -> torch.device:
     if name == "auto":
         best = torch.accelerator.current_accelerator(check_available=True)
         name = best.type if best else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError) as error:
@@ -2694,6 +2871,8 @@ def _pick_device(name: str) -> torch.device:
 def _fit(config: dict, folder: Path, options: dict) -> None:
     """Train as the config says, in the folder, and print how it goes."""
     board = _tensorboard(folder) if options["tensorboard"] else _same
+    first = _rank() == 0
+    options["quiet"] |= not first
     parts, config = _tables(config)
     load = partial(make_loader, batch_size=config["batch_size"], seed=config["seed"])
     train = load(parts[0], shuffle=config["shuffle"], workers=config["workers"])
@@ -2706,7 +2885,8 @@ def _fit(config: dict, folder: Path, options: dict) -> None:
         for path in (last, best, *folder.glob(EVENTS)):
             path.unlink(missing_ok=True)
     state = state._replace(config=config)
-    _write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    if first:
+        _write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     key = "val_loss" if val else "train_loss"
     patience, min_delta = config["patience"] or sys.maxsize, config["min_delta"]
     stop = partial(early_stopping, patience=patience, min_delta=min_delta, key=key)
@@ -2719,11 +2899,13 @@ def _fit(config: dict, folder: Path, options: dict) -> None:
         with progress as (count, watch):
             state = fit(state, train, val, step=count(step), on_epoch=watch, **common)
     except (KeyboardInterrupt, SystemExit):
-        if last.exists():
+        if first and last.exists():
             go_on = f"python -m kit fit --out {folder} --resume"
             go_on += " --tensorboard" * options["tensorboard"]
             click.echo(f"\ninterrupted and saved; go on with: {go_on}", err=True)
         raise
+    if not first:
+        return
     if not best.exists():
         raise FloatingPointError(f"no epoch had a finite {key}: lower the --lr")
     if not options["quiet"]:

@@ -2,20 +2,30 @@
 
 import csv
 import gc
+import multiprocessing
 import os
 import pickle
 import random
+import re
+import sys
 import tracemalloc
 import warnings
 import zipfile
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+    random_split,
+)
 
 import kit
 
@@ -313,6 +323,85 @@ def test_iterating_draws_nothing_from_the_global_generators():
     assert global_states() == before
 
 
+class Rows(TensorDataset):
+    """A TensorDataset whose rows may be anything, so they are taken one by one."""
+
+
+class Doubled(TensorDataset):
+    def __getitem__(self, row):
+        return tuple(2 * t for t in super().__getitem__(row))
+
+
+class Mirrored(Subset):
+    def __getitem__(self, row):
+        return tuple(-t for t in super().__getitem__(row))
+
+    def __getitems__(self, rows):
+        return [self[row] for row in rows]
+
+
+SUBSETS = {
+    "a list": lambda data: Subset(data, [3, 1, 4, 1, 5, 9, 2, 6]),
+    "from the end": lambda data: Subset(data, [-1, 0, -23, 5]),
+    "a range": lambda data: Subset(data, range(20, 2, -3)),
+    "a tensor": lambda data: Subset(data, torch.arange(20, 3, -1)),
+    "tensors": lambda data: Subset(data, list(torch.arange(9))),
+    "an array of bytes": lambda data: Subset(data, np.array([1, 0, 7], np.uint8)),
+    "nested": lambda data: Subset(Subset(data, range(1, 23, 2)), [-1, 3, 3, 0]),
+    "random_split": lambda data: random_split(data, [20, 3])[0],
+    "split": lambda data: kit.split(data)[1],
+    "split with a seed": lambda data: kit.split(data, seed=1)[0],
+    "split twice": lambda data: kit.split(kit.split(data, seed=1)[0], seed=2)[0],
+    "one that stands in columns": lambda data: Subset(data, torch.tensor([[3], [5]])),
+    "a mask": lambda data: Subset(data, [True, True, True]),
+}
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("name", SUBSETS)
+def test_a_subset_of_tensors_gives_the_batches_that_its_rows_one_by_one_do(
+    name, shuffle
+):
+    tensors = torch.randn(23, 3), torch.arange(23), torch.randn(23, 2, 2)
+    options = {"batch_size": 3, "shuffle": shuffle, "seed": 5}
+    loaders = []
+    for kind in (TensorDataset, Rows):
+        torch.manual_seed(0)  # for random_split
+        loaders.append(kit.make_loader(SUBSETS[name](kind(*tensors)), **options))
+    for _ in range(2):
+        for batch, expected in zip(*loaders, strict=True):
+            assert all(map(torch.equal, batch, expected))
+
+
+def test_a_subset_of_tensors_is_indexed_once_per_batch_too():
+    X, y = (torch.arange(100.0).as_subclass(Counted) for _ in range(2))
+    part = Subset(kit.split(TensorDataset(X, y), seed=0)[0], range(50))
+    for shuffle in (False, True):
+        loader = kit.make_loader(part, batch_size=8, shuffle=shuffle)
+        Counted.calls = 0
+        batches = list(loader)
+        assert Counted.calls == 2 * len(loader) == 2 * 7
+        assert sum(len(x) for x, _ in batches) == len(loader.dataset) == 50
+
+
+def test_a_dataset_of_ones_own_makes_its_rows_itself():
+    X = torch.arange(1.0, 9.0)
+    for data, expected in (
+        (Doubled(X), 2 * X),
+        (Subset(Doubled(X), range(8)), 2 * X),
+        (Mirrored(TensorDataset(X), range(8)), -X),
+        (Subset(Mirrored(TensorDataset(X), range(8)), range(8)), -X),
+    ):
+        ((rows,),) = kit.make_loader(data)
+        assert torch.equal(rows, expected)
+
+
+def test_a_subset_of_rows_that_there_are_not_is_refused():
+    data = TensorDataset(torch.zeros(4))
+    with pytest.raises(IndexError, match="4 is out of bounds"):
+        list(kit.make_loader(Subset(data, [0, 4])))
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -325,6 +414,268 @@ def test_iterating_draws_nothing_from_the_global_generators():
 def test_a_loader_of_nothing_is_refused(options, words):
     with pytest.raises(ValueError, match=words):
         ids(**options)
+
+
+# ---------------------------------------------------------------------- memory_map
+
+
+def mapped(array, name="m.npy"):
+    """The array as a mapped tensor, out of a file of its own."""
+    if name.endswith(".npy"):
+        np.save(name, array)
+        return kit.memory_map(name)
+    np.savez(name, before=np.arange(3, dtype=np.int8), X=array, after=np.arange(9))
+    return kit.memory_map(name, "X")
+
+
+@pytest.mark.parametrize("kind", "?bBhHiIlLefdFD")
+def test_a_mapped_tensor_is_the_array_that_numpy_loads(kind):
+    for shape in ((7,), (5, 3), (4, 2, 3), (0, 3)):
+        array = (100 * np.random.default_rng(0).random(shape)).astype(kind)
+        for file in ("m.npy", "m.npz") if kind not in "FD" else ("m.npy",):
+            tensor, expected = mapped(array, file), torch.from_numpy(array)
+            assert type(tensor) is torch.Tensor and tensor.dtype == expected.dtype
+            assert torch.equal(tensor, expected)
+            assert torch.equal(tensor.clone(), expected)
+
+
+@pytest.mark.parametrize("kind", ["F", "D"])
+def test_complex_numbers_that_torch_would_crash_on_are_refused(kind):
+    arrays = {"a" * i: np.full(9, 1j, kind) for i in range(1, 20)}
+    np.savez("m.npz", **arrays)
+    refused = 0
+    for name in arrays:
+        try:
+            assert torch.equal(
+                kit.memory_map("m.npz", name) * 1j, torch.full((9,), -1 + 0j)
+            )
+        except ValueError as error:
+            assert f"{name} in m.npz must start at a multiple of" in str(error)
+            refused += 1
+    assert 0 < refused < 19
+
+
+def test_every_array_of_an_npz_is_found_wherever_it_stands_in_the_file():
+    rng = np.random.default_rng(0)
+    arrays = {"a" * i: rng.random((9, 4), np.float32) for i in range(1, 9)}
+    np.savez("m.npz", **arrays)
+    odd, model = 0, nn.Linear(4, 2)
+    for name, array in arrays.items():
+        tensor, expected = kit.memory_map("m.npz", name), torch.from_numpy(array)
+        odd += tensor.data_ptr() % 4 > 0  # where no float32 stands by itself
+        for shuffle in (False, True):
+            options = {"batch_size": 4, "shuffle": shuffle}
+            for data in zip(
+                *(kit.make_loader([t], **options) for t in (tensor, expected))
+            ):
+                assert torch.equal(*(model(x) for (x,) in data))
+        assert torch.equal(tensor.sum(0), expected.sum(0))
+    assert odd
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_both_versions_of_the_header_are_read(version):
+    with open("m.npy", "wb") as file:
+        np.lib.format.write_array(file, X, (version, 0))
+    assert torch.equal(kit.memory_map("m.npy"), torch.from_numpy(X))
+
+
+def bad_arrays():
+    """Files that cannot be mapped: name of the file, and of the array, and the words."""
+    np.savez("ok.npz", X=X, y=np.arange(4.0))
+    whole = Path("ok.npz").read_bytes()
+    np.save("cut.npy", X)
+    os.truncate("cut.npy", Path("cut.npy").stat().st_size - 1)
+    write(whole[: len(whole) // 2], "cut.npz")
+    write(b"", "empty.npy"), write(b"", "empty.npz"), write("a,y\n1,2\n", "t.csv")
+    with zipfile.ZipFile("short.npz", "w") as archive:
+        archive.writestr("X.npy", Path("cut.npy").read_bytes())
+        archive.writestr("y.npy", Path("cut.npy").read_bytes())  # more than is missing
+        archive.writestr("text.npy", "no array")
+    np.savez_compressed("zip.npz", X=X)
+    np.save("pickle.npy", np.array([1, None]), allow_pickle=True)
+    np.save("big.npy", X.astype(">f4"))
+    np.save("text.npy", X.astype(str))
+    np.save("pairs.npy", np.zeros(3, "i4,f4"))
+    np.save("long.npy", X.astype(np.longdouble))
+    np.save("one.npy", np.float32(1))
+    np.save("columns.npy", np.asfortranarray(X))
+    return [
+        ("ok.npz", None, "name must be one of X, y in ok.npz, got None"),
+        ("ok.npz", "Z", "name must be one of X, y in ok.npz, got 'Z'"),
+        ("cut.npy", "X", "name is for .npz files, got 'X' for cut.npy"),
+        ("zip.npz", "X", "X in zip.npz is compressed: save it with numpy.savez, or as"),
+        ("cut.npy", None, "cut.npy is damaged: it ends before (4, 2) of float64"),
+        ("short.npz", "X", "X in short.npz is damaged: it ends before (4, 2)"),
+        ("short.npz", "text", "text in short.npz is damaged or no .npy: "),
+        ("cut.npz", "X", "cut.npz is damaged or no .npz: "),
+        ("empty.npz", "X", "empty.npz is damaged or no .npz: "),
+        ("empty.npy", None, "empty.npy is damaged or no .npy: "),
+        ("t.csv", None, "t.csv is damaged or no .npy: "),
+        ("pickle.npy", None, "pickle.npy must hold numbers that torch has"),
+        ("pickle.npy", None, ", got object"),
+        ("big.npy", None, "in this machine's byte order, got >f4"),
+        ("text.npy", None, "numbers that torch has"),
+        ("pairs.npy", None, "numbers that torch has"),
+        ("long.npy", None, "numbers that torch has"),
+        ("one.npy", None, "one.npy must hold rows, one after the other, got a single"),
+        ("columns.npy", None, "rows, one after the other, got Fortran order"),
+    ]
+
+
+def test_what_cannot_be_mapped_is_refused_in_one_line_with_its_mend():
+    for file, name, words in bad_arrays():
+        with pytest.raises(ValueError, match=re.escape(words)) as error:
+            kit.memory_map(file, name)
+        assert str(error.value).isprintable(), error.value
+    for name in ("there.npy", "there.npz"):
+        with pytest.raises(FileNotFoundError, match=name):
+            kit.memory_map(name)
+
+
+@pytest.mark.parametrize("file", ["m.npy", "m.npz"])
+def test_a_change_of_a_mapped_tensor_stays_in_memory(file):
+    tensor = mapped(np.zeros((1000, 8), "f4"), file)
+    before = Path(file).read_bytes()
+    tensor[::2] += 1
+    assert tensor.sum() == 4000 and Path(file).read_bytes() == before
+    assert kit.memory_map(file, "X" if file == "m.npz" else None).sum() == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how Linux lends memory")
+def test_a_file_larger_than_the_machines_memory_is_mapped():
+    """Linux refuses mode "c" of numpy's memmap here."""
+    rows = 2 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4096
+    sparse("m.npy", rows, 1024)
+    tensor = kit.memory_map("m.npy")
+    assert tensor.shape == (rows, 1024) and not tensor[-1].any()
+    tensor[-1] += 1
+    loader = kit.make_loader((tensor[-9:], tensor[-9:]), batch_size=4, shuffle=True)
+    assert sum(x.sum() for x, _ in loader) == 1024
+
+
+def sparse(name, rows, columns):
+    """A file of zeros, float32 (rows, columns), that takes no place on the disk."""
+    header = {"descr": "<f4", "fortran_order": False, "shape": (rows, columns)}
+    with open(name, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + 4 * rows * columns)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", [tuple, TensorDataset, "split"])
+def test_a_mapped_tensor_gives_the_batches_of_one_in_memory(kind, workers):
+    X, y = torch.randn(40, 3), torch.randn(40)
+    files = mapped(X.numpy(), "X.npz"), mapped(y.numpy(), "y.npy")
+    for shuffle in (False, True):
+        options = {"batch_size": 7, "shuffle": shuffle, "workers": workers}
+        loaders = []
+        for tensors in ((X, y), files):
+            data = tensors if kind is tuple else TensorDataset(*tensors)
+            data = kit.split(data, seed=3)[0] if kind == "split" else data
+            loaders.append(kit.make_loader(data, **options))
+        for _ in range(2):
+            for batch, expected in zip(*loaders, strict=True):
+                assert all(map(torch.equal, batch, expected))
+
+
+def test_workers_that_would_copy_the_file_are_refused():
+    X = mapped(np.zeros((9, 2)))
+    method = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        with pytest.raises(ValueError, match="workers must be 0, got 2: unless forked"):
+            kit.make_loader([X[:5]], workers=2)
+        kit.make_loader([X.clone()], workers=2)
+        kit.make_loader([X])
+    finally:
+        multiprocessing.set_start_method(method, force=True)
+
+
+def test_parts_in_order_are_views_of_the_file():
+    X = mapped(np.zeros((50, 3)))
+    for (part,) in kit.split([X]):
+        assert part.untyped_storage().data_ptr() == X.untyped_storage().data_ptr()
+
+
+def read_by(loader, batches):
+    """The bytes that this process has the disk read for so many batches."""
+    import resource  # not on every system
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_inblock
+    for _ in islice(loader, batches):
+        pass
+    return 512 * (resource.getrusage(resource.RUSAGE_SELF).ru_inblock - before)
+
+
+def uncached(name):
+    """Have the system forget what it holds of the file in memory."""
+    with open(name, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts what the disk reads")
+@pytest.mark.parametrize("kind", ["m.npy", "a view of m.npz"])
+def test_a_shuffled_batch_reads_its_rows_from_the_disk_and_little_else(kind):
+    X = np.random.default_rng(0).random((64_000, 256), np.float32)  # 64 MB
+    X = mapped(X)[::2] if kind == "m.npy" else mapped(X, "m.npz")[1000:]
+    options = {"batch_size": 64, "shuffle": True}
+    list(kit.make_loader([X[:256]], **options))  # imports, and what else is done once
+    loader = kit.make_loader([X], **options)
+    uncached(kind[-5:])
+    if not read_by(loader, 1):
+        pytest.skip("this file system reads from no disk")
+    uncached(kind[-5:])
+    assert read_by(loader, 10) <= 11 * 64 * 8192  # two pages a row
+
+
+def test_what_is_in_memory_already_is_not_asked_for(monkeypatch):
+    X, calls = mapped(np.zeros((10_000, 8))), []
+    monkeypatch.setattr(kit, "_ask_for", lambda *arguments: calls.append(arguments))
+    batches = list(kit.make_loader([X], batch_size=10, shuffle=True))
+    assert 100 <= len(calls) < len(batches) / 4
+
+
+PEAK = """
+import sys, numpy as np, torch, kit
+from pathlib import Path
+from torch import nn
+from torch.utils.data import TensorDataset
+
+def anonymous():  # memory that is no page of a file, MB
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1e3 for line in lines if "RssAnon" in line)
+
+torch.set_num_threads(1)
+state = kit.make_state(m := nn.Linear(1024, 1), torch.optim.SGD(m.parameters(), lr=0.1))
+before, peak = anonymous(), []
+load = kit.memory_map if sys.argv[1] == "mapped" else lambda p: torch.from_numpy(np.load(p))
+X = load("X.npy")
+data = TensorDataset(X, torch.zeros(len(X), 1))
+
+def step(*arguments, **options):
+    peak.append(anonymous() - before)
+    return kit.train_step(*arguments, **options)
+
+for part, shuffle in ((data, False), (kit.split(data, seed=0)[0], True)):
+    loader = kit.make_loader(part, batch_size=256, shuffle=shuffle)
+    kit.fit(state, loader, loss_fn=nn.MSELoss(), epochs=1, step=step)
+print(max(peak) / (X.nbytes / 1e6))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_training_on_a_mapped_file_takes_a_tenth_of_it_in_memory(child):
+    sparse("X.npy", 75_000, 1024)
+    ways = "mapped", "loaded"
+    processes = [child("-c", PEAK, way) for way in ways]  # both at once
+    shares = {}
+    for way, process in zip(ways, processes):
+        printed, errors = process.communicate(timeout=120)
+        assert not errors, errors
+        shares[way] = float(printed)
+    assert shares["mapped"] < 0.1 and shares["loaded"] > 0.9
 
 
 # ---------------------------------------------------------------------- read_table

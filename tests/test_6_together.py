@@ -267,6 +267,55 @@ def test_steps_saved_within_an_epoch_hold_its_sums(monkeypatch):
     assert calls == [(3, 18), (6, 36), (7, None), (9, 12), (12, 30), (14, None)]
 
 
+def test_training_goes_on_while_a_checkpoint_is_written_as_it_was(monkeypatch):
+    going_on, weights, written = threading.Event(), [], []
+
+    def step(state, batch, *, loss_fn):
+        state, sums = kit.train_step(state, batch, loss_fn=loss_fn)
+        if state.step == 2:
+            weights.append(copy.deepcopy(state.model.state_dict()))
+        if state.step == 4:
+            going_on.set()
+        return state, sums
+
+    def save(content, file, real=torch.save):
+        assert going_on.wait(20)
+        written.append(copy.deepcopy(content["model"]))
+        real(content, file)
+
+    monkeypatch.setattr(torch, "save", save)
+    fit = partial(kit.fit, loss_fn=MSE, epochs=1, step=step, save_every=2)
+    state = fit(make_state(), loaders()[0], checkpoint="run")
+    assert len(written) == 5  # of steps 2, 4, 6, and 7 twice, as the best and the last
+    for name, tensor in weights[0].items():
+        assert torch.equal(written[0][name], tensor)
+        assert torch.equal(written[-1][name], state.model.state_dict()[name])
+
+
+def test_a_write_that_fails_behind_the_run_ends_it(monkeypatch):
+    def save(content, file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(
+        OSError, match=r"last\.pt could not be written: .*No space left"
+    ):
+        kit.fit(
+            make_state(), loaders()[0], loss_fn=MSE, epochs=9, checkpoint="run",
+            save_every=3,
+        )  # fmt: skip
+    assert not list(Path("run").iterdir())
+
+
+def test_tied_weights_are_one_tensor_in_the_file_too():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    train = [(torch.ones(4, 3), torch.zeros(4, 3))]
+    kit.fit(make_state(model=model), train, loss_fn=MSE, epochs=1, checkpoint="run")
+    saved = torch.load("run/last.pt", weights_only=True)["model"]
+    assert saved["0.weight"].data_ptr() == saved["1.weight"].data_ptr()
+
+
 def test_a_nan_stops_the_run_and_leaves_the_last_good_checkpoint():  # PITFALLS 26
     X, y = data()
     good = kit.fit(make_state(), [(X, y)], loss_fn=MSE, epochs=2, checkpoint="run")
