@@ -873,11 +873,12 @@ def train_step(
 def _pieces(batch: Batch, pieces: int, n: Any, model: nn.Module) -> Iterable[Batch]:
     """Equally many in every process, which exchange gradients with the last one."""
     world = _peers(model)[1]
-    rows = len(batch[1]) if world == 1 else max(len(batch[1]), -(-int(n) // world))
-    size = -(-rows // pieces)
-    if size == rows:
+    rows = -(-int(n) // world)  # of a process, were all alike
+    count = -(-rows // -(-rows // pieces))
+    if count == 1:
         return [batch]
-    parts = [_cut(batch, at, at + size) for at in range(0, rows, size)]
+    size = -(-len(batch[1]) // count)
+    parts = [_cut(batch, i * size, (i + 1) * size) for i in range(count)]
     return parts if world == 1 else _last_exchanges(parts, model)
 
 

@@ -146,6 +146,17 @@ def one_cycle(shard):
 
 
 @case
+def unlike_shares(shard):
+    """One step in pieces, of a batch of which the first process has the most rows."""
+    state, part = make_state(shard), ROWS
+    if shard is sharded:
+        ends = [0, *range(8 - dist.get_world_size(), 8)]
+        part = tuple(t[ends[dist.get_rank()] : ends[dist.get_rank() + 1]] for t in ROWS)
+    state, sums = kit.train_step(state, part, loss_fn=mse, accumulate=4)
+    return {"sums": {k: float(v) for k, v in sums.items()}} | saved(state, "unlike.pt")
+
+
+@case
 def evaluated(shard):
     model = make_state(shard).model
     return {
@@ -425,7 +436,7 @@ def ends_the_job(shard):
 
 
 def main(folder):
-    faulthandler.dump_traceback_later(100, exit=True)  # a hang in C++ heeds no signal
+    faulthandler.dump_traceback_later(150, exit=True)  # a hang in C++ heeds no signal
     os.chdir(folder)
     dist.init_process_group(timeout=timedelta(seconds=60))
     found = {}
@@ -452,7 +463,7 @@ def launch(processes, folder):
     out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     process = subprocess.Popen(command, env=env, start_new_session=True, **out)
     try:
-        return process.communicate(timeout=120)[0], process.returncode
+        return process.communicate(timeout=180)[0], process.returncode
     finally:
         for number in (signal.SIGTERM, signal.SIGKILL):  # torchrun ends its own first
             with suppress(ProcessLookupError, subprocess.TimeoutExpired):
@@ -469,7 +480,7 @@ def launched(tmp_path_factory, testrun_uid):
     try:
         folder.mkdir()
     except FileExistsError:  # another worker is at it
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 400
         while not (folder / "done.pt").exists() and time.monotonic() < deadline:
             time.sleep(0.1)
         return folder
@@ -542,7 +553,7 @@ def assert_near(one, other, near=NEAR, where=""):
 FILES = [
     *("adam", "momentum", "fused", "clip", "clip_far", "accumulate", "accumulate_few"),
     *("one_row_a_batch", "pairs", "one_call_of_fully_shard", "one_cycle", "frozen"),
-    *("files_of_fit", "from_one_process"),
+    *("files_of_fit", "from_one_process", "unlike_shares"),
 ]
 
 
