@@ -712,6 +712,9 @@ def make_state(
 ) -> State:
     """The State before training. Move the model to its device before this.
 
+    To train in shards, call torch's fully_shard on the layers and on the model before
+    the optimizer is made.
+
     per_step says when the scheduler advances; None: by step for OneCycleLR and
     CyclicLR, by epoch for all others. ReduceLROnPlateau gets val_loss, or train_loss
     where nothing is validated. A model in amp(..., "fp16") gets a real GradScaler.
@@ -723,6 +726,11 @@ def make_state(
     owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if not owned & {id(p) for p in model.parameters()}:
         raise ValueError("the optimizer holds none of the model's parameters")
+    if _has_shards(model) and not all(map(_is_shard, _parameters(optimizer))):
+        raise ValueError(
+            "the optimizer must hold shards only: call fully_shard(model) after that of "
+            "its layers, then make the optimizer, before any forward"
+        )
     if (
         scheduler is not None
         and getattr(scheduler, "optimizer", optimizer) != optimizer
@@ -773,6 +781,8 @@ class Standardize(nn.Module):
 def summary(model: nn.Module) -> str:
     """A table of the parameters and buffers: shape, count, trained or not, values.
 
+    Of a sharded model every process must call.
+
     >>> print(summary(nn.Linear(2, 1, bias=False).requires_grad_(False)).splitlines()[0])
     name    shape      count  trains    values
     """
@@ -780,9 +790,10 @@ def summary(model: nn.Module) -> str:
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         trains = "yes" if tensor.requires_grad else "no"
         trains = trains if isinstance(tensor, nn.Parameter) else "buffer"
-        values = [f"{v:.4g}" for v in tensor.detach().flatten()[:4].tolist()]
+        found = _whole(tensor.detach())
+        values = [f"{v:.4g}" for v in found.flatten()[:4].tolist()]
         if tensor.numel() > 4:
-            wide = tensor.detach().double()
+            wide = found.double()
             values = [f"mean {wide.mean():.4g}, std {wide.std():.4g}"]
         rows.append(
             (name, tuple(tensor.shape), tensor.numel(), trains, ", ".join(values))
@@ -862,11 +873,12 @@ def train_step(
 def _pieces(batch: Batch, pieces: int, n: Any, model: nn.Module) -> Iterable[Batch]:
     """Equally many in every process, which exchange gradients with the last one."""
     world = _peers(model)[1]
-    rows = len(batch[1]) if world == 1 else max(len(batch[1]), -(-int(n) // world))
-    size = -(-rows // pieces)
-    if size == rows:
+    rows = -(-int(n) // world)  # of a process, were all alike
+    count = -(-rows // -(-rows // pieces))
+    if count == 1:
         return [batch]
-    parts = [_cut(batch, at, at + size) for at in range(0, rows, size)]
+    size = -(-len(batch[1]) // count)
+    parts = [_cut(batch, i * size, (i + 1) * size) for i in range(count)]
     return parts if world == 1 else _last_exchanges(parts, model)
 
 
@@ -921,9 +933,17 @@ def _is_sharded(module: nn.Module) -> bool:
     return hasattr(module, "set_requires_gradient_sync")
 
 
-def _whole(t: Tensor) -> Tensor:
+def _has_shards(model: nn.Module) -> bool:
+    return any(map(_is_sharded, model.modules()))
+
+
+def _is_shard(t: Any) -> bool:
+    return hasattr(t, "full_tensor")
+
+
+def _whole(t: Any) -> Tensor:
     """The tensor of which this process may hold a shard; all of them must ask."""
-    return t.full_tensor() if hasattr(t, "full_tensor") else t
+    return t.full_tensor() if _is_shard(t) else t
 
 
 def _summed(sums: Sums, model: nn.Module) -> Sums:
@@ -1122,7 +1142,8 @@ _DAMAGE = (ArithmeticError, EOFError, LookupError, OSError, RuntimeError, ValueE
 def save_checkpoint(state: State, path: str | Path) -> Path:
     """Write the state to one file of plain types, which torch reads weights_only.
 
-    The model's keys are the bare model's, however it is wrapped. The file is written
+    The model's keys are the bare model's, however it is wrapped, its tensors whole: of
+    a sharded model every process must call, the first writes. The file is written
     beside, flushed to the disk and renamed, so that the path holds the old or the new
     one, whole, whatever happens. Raises OSError when it cannot be written.
     Source: tutorial 5.4.
@@ -1132,14 +1153,16 @@ def save_checkpoint(state: State, path: str | Path) -> Path:
     >>> save_checkpoint(state, "models/line.pt").name
     'line.pt'
     """
-    content = _content(state, _whole)
-    if _peers(state.model)[0]:
-        return Path(path)
-    return _write_content(content, Path(path))
+    content = _content(state, copy=False)
+    if not _peers(state.model)[0]:
+        _write_content(content, Path(path))
+    if _has_shards(state.model):
+        _first_says("written")  # before another process may read it
+    return Path(path)
 
 
-def _content(state: State, taken: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-    """What a checkpoint holds, each tensor as it is taken."""
+def _content(state: State, *, copy: bool) -> dict[str, Any]:
+    """What a checkpoint holds, on the CPU; its tensors in the first process only."""
     model = _bare(state.model).state_dict()
     content = {
         "format": FORMAT,
@@ -1153,11 +1176,26 @@ def _content(state: State, taken: Callable[[Tensor], Tensor]) -> dict[str, Any]:
         "history": list(state.history),
         "config": state.config,
     }
-    return _plain(content, "state", taken)
+    return _plain(content, "state", _taker(_peers(state.model)[0] == 0, copy))
 
 
-def _write_content(content: dict[str, Any], path: Path) -> Path:
-    return _write(path, lambda file: torch.save(content, file))
+def _taker(first: bool, copy: bool) -> Callable[[Tensor], Tensor | None]:
+    """Takes tensors to the CPU; those of the same memory, as tied weights are, stay so."""
+    took: dict[tuple, Tensor] = {}
+
+    def taken(t: Any) -> Tensor | None:
+        own = t.to_local() if _is_shard(t) else t
+        key = own.device, own.data_ptr(), t.shape, own.stride(), own.dtype
+        whole = _whole(t)
+        if first and key not in took:
+            took[key] = whole.detach().to("cpu", copy=copy)
+        return took.get(key)
+
+    return taken
+
+
+def _write_content(content: dict[str, Any], path: Path) -> None:
+    _write(path, lambda file: torch.save(content, file))
 
 
 def load_checkpoint(state: State, path: str | Path) -> State:
@@ -1187,10 +1225,9 @@ def load_checkpoint(state: State, path: str | Path) -> State:
             raise ValueError(f"the scheduler does not fit {name}: {error}") from error
     tensors, model = bare.state_dict(), content["model"]
     bare.load_state_dict({own[k]: _as(tensors[own[k]], v) for k, v in model.items()})
-    for p, kept in zip(
-        _parameters(state.optimizer), content["optimizer"]["state"].values()
-    ):
-        kept.update({k: _as(p, v) for k, v in kept.items()})
+    parameters = _parameters(state.optimizer)
+    for i, kept in content["optimizer"]["state"].items():
+        kept.update({k: _as(parameters[i], v) for k, v in kept.items()})
     state.optimizer.load_state_dict(content["optimizer"])
     if state.scaler.is_enabled() and content["scaler"]:
         state.scaler.load_state_dict(content["scaler"])
@@ -1203,12 +1240,13 @@ def load_checkpoint(state: State, path: str | Path) -> State:
 
 
 def _as(own: Any, value: Any) -> Any:
-    """The value, in shards where the state's own tensor of that shape is."""
-    if not hasattr(own, "full_tensor") or own.shape != getattr(value, "shape", ()):
+    """The value; this process's shard where the state's own tensor of that shape is one."""
+    if not _is_shard(own) or own.shape != getattr(value, "shape", ()):
         return value
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(value.to(own.device), own.device_mesh, own.placements)
+    where, value = (own.device_mesh, own.placements), value.to(own.device)
+    return distribute_tensor(value, *where, src_data_rank=None)  # all have read it
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -1572,6 +1610,8 @@ def fit(
         number = _agreed(caught, now)
         if number and last:
             _save(now, last, False, later)
+        later(bool)
+        _first_says("written")  # before another process may read it
     if number and last:
         _die(number)
     return now._replace(model=state.model)
@@ -1587,26 +1627,11 @@ def _save(state: State, last: Path, finished: bool, later: Callable) -> None:
     """Write last.pt and, before it, best.pt, should this epoch be the best."""
     _check_loss(state)
     best = finished and is_best(state.history, key=_loss_key(state.history))
-    rank = _peers(state.model)[0]
-    content = _content(state, _whole if rank else _copier())
-    if not rank:
+    content = _content(state, copy=True)
+    if not _peers(state.model)[0]:
         names = [_plain_key(k) for k, _ in _bare(state.model).named_parameters()]
         paths = [last.with_name("best.pt"), last] if best else [last]
         later(partial(_write_finite, content, names, paths))
-
-
-def _copier() -> Callable[[Tensor], Tensor]:
-    """Copies to the CPU; tensors of the same memory, as tied weights are, stay so."""
-    copies: dict[tuple, Tensor] = {}
-
-    def copied(t: Tensor) -> Tensor:
-        t = _whole(t).detach()
-        key = t.device, t.data_ptr(), t.shape, t.stride(), t.dtype
-        if key not in copies:
-            copies[key] = t.to("cpu", copy=True)
-        return copies[key]
-
-    return copied
 
 
 def _write_finite(content: dict, names: list[str], paths: list[Path]) -> None:
@@ -2198,6 +2223,11 @@ def diagnose(
     if train is not None:
         if loss_fn is None:
             raise ValueError("loss_fn must be given with train, got None")
+        if _has_shards(state.model):
+            raise ValueError(
+                "diagnose needs a copy, and torch copies no shards: load the checkpoint "
+                "into a model without fully_shard, in one process"
+            )
         try:
             with _kept_random(), _kept_order(train):
                 facts = _trial(state, train, loss_fn, step)
