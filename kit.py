@@ -1610,8 +1610,6 @@ def fit(
         number = _agreed(caught, now)
         if number and last:
             _save(now, last, False, later)
-        later(bool)
-        _first_says("written")  # before another process may read it
     if number and last:
         _die(number)
     return now._replace(model=state.model)
