@@ -917,11 +917,13 @@ def _to(device: torch.device, batch: Any) -> Any:
 
 def _peers(model: nn.Module) -> tuple[int, int]:
     """Which of how many processes that train the model together; alone: 0 of 1."""
-    if dist.is_available() and dist.is_initialized():
-        kinds = map(_is_shared, model.modules())
-        if any(kinds):
-            return dist.get_rank(), dist.get_world_size()
+    if _has_group() and any(map(_is_shared, model.modules())):
+        return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+def _has_group() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 def _is_shared(module: nn.Module) -> bool:
@@ -1575,7 +1577,11 @@ def fit(
     folder, which then holds last.pt, written after every epoch and every save_every
     steps, and best.pt, of the lowest val_loss (train_loss without val). With it, and
     in the main thread, a first SIGINT or SIGTERM finishes the step, saves, and raises
-    KeyboardInterrupt or SystemExit(143); a second one acts at once.
+    KeyboardInterrupt or SystemExit(143); a second one acts at once. The files are
+    written behind the training, of a copy, and are there when fit returns.
+
+    In each of several processes that torchrun started, fit trains with the others: a
+    batch is shared by all, and the first of them writes and calls on_epoch.
 
     Raises FileExistsError when the folder holds a run that state does not go on from,
     FloatingPointError when the loss becomes NaN or infinite. Source: tutorial 3.5, 6.
@@ -1666,7 +1672,7 @@ def _behind() -> Iterator[Callable[[Callable], None]]:
 def _together(state: State) -> Iterator[State]:
     """In each process of a torchrun the state with a DistributedDataParallel model."""
     with _group():
-        world = dist.get_world_size() if dist.is_initialized() else 1
+        world = dist.get_world_size() if _has_group() else 1
         if world > 1:
             begun: list[Any] = [None] * world
             dist.all_gather_object(begun, (state.step, len(state.history)))
@@ -1691,7 +1697,7 @@ def _together(state: State) -> Iterator[State]:
 def _group() -> Iterator[None]:
     """A process group, where torchrun started several processes and there is none yet."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    if not dist.is_available() or dist.is_initialized() or world == 1:
+    if world == 1 or not dist.is_available() or _has_group():
         yield
         return
     importlib.import_module("torch.distributed.nn")  # later, it would keep the group
@@ -1709,13 +1715,13 @@ def _group() -> Iterator[None]:
 def _first_says(value: Any) -> Any:
     """What the first process of the group has, in all of them."""
     box = [value]
-    if dist.is_available() and dist.is_initialized():
+    if _has_group():
         dist.broadcast_object_list(box)
     return box[0]
 
 
 def _rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return dist.get_rank() if _has_group() else 0
 
 
 def _agreed(caught: Sequence[int], state: State) -> int:
