@@ -905,7 +905,7 @@ def _loss_of(loss_fn: LossFn, outputs: Any, targets: Tensor) -> Any:
     if len(targets):
         return loss_fn(outputs, targets)
     parts: list[Tensor] = []
-    _map(lambda t: parts.append(t.sum()), outputs)
+    _map(lambda t: parts.append(t.nan_to_num(0, 0, 0).sum()), outputs)
     return 0 * torch.stack(parts).sum()
 
 
