@@ -959,12 +959,7 @@ def _summed(sums: Sums, model: nn.Module) -> Sums:
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    groups = optimizer.param_groups
-    return (
-        groups[0]["params"]
-        if len(groups) == 1
-        else [p for g in groups for p in g["params"]]
-    )
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _totals(loss: Any, n: int) -> Sums:
