@@ -1425,7 +1425,7 @@ def _steps(
     Anything in caught, a list that signals fill, leaves the evaluation.
     """
     device, (rank, world) = _device(state.optimizer), _peers(state.model)
-    seed = int(seed)
+    seed, watched = int(seed), loss_fn if world > 1 else _unless(caught, loss_fn)
     while (epoch := len(state.history)) < epochs:
         if not _bare(state.model).training:
             state.model.train()  # but the frozen parts of a training model stay so
@@ -1451,22 +1451,28 @@ def _steps(
         if state.step == first:
             raise ValueError(f"train must give batches in every epoch, none in {epoch}")
         _check_loss(state)
-        lr = state.optimizer.param_groups[0]["lr"]
-        row = {"epoch": epoch, "step": state.step, "lr": float(lr)}
-        row |= _means(state.sums, "train_")
-        for buffer in state.model.buffers() if world > 1 else ():
-            dist.broadcast(buffer.detach(), 0)  # BatchNorm's means differ
-        if val is not None:
-            watched = loss_fn if world > 1 else _unless(caught, loss_fn)
-            options = {"loss_fn": watched, "metrics": metrics}
-            scores = evaluate(state.model, _placed(val, epoch, 0), **options)
-            row |= {f"val_{key}": value for key, value in scores.items()}
+        row = _row(state, val, watched, metrics)
         if row.get("train_skipped", 0) < 1 and not state.per_step:
             _advance(state.scheduler, row.get("val_loss", row.get("train_loss", 0.0)))
         row["seconds"] = time.perf_counter() - start
         row = _first_says(row) if world > 1 else row
         state = state._replace(sums={}, history=(*state.history, row))
         yield state, True
+
+
+def _row(state: State, val: Any, loss_fn: LossFn, metrics: Any) -> Row:
+    """The finished epoch's row, with its validation."""
+    epoch, lr = len(state.history), state.optimizer.param_groups[0]["lr"]
+    row = {"epoch": epoch, "step": state.step, "lr": float(lr)}
+    row |= _means(state.sums, "train_")
+    if _peers(state.model)[1] > 1:
+        for buffer in state.model.buffers():  # BatchNorm's means differ
+            dist.broadcast(buffer.detach(), 0)
+    if val is not None:
+        placed = _placed(val, epoch, 0)
+        scores = evaluate(state.model, placed, loss_fn=loss_fn, metrics=metrics)
+        row |= {f"val_{key}": value for key, value in scores.items()}
+    return row
 
 
 def _placed(loader: Any, epoch: int, start: int) -> Any:
@@ -2885,12 +2891,7 @@ def _fit(config: dict, folder: Path, options: dict) -> None:
     val = make_loader(parts[1], batch_size=4096) if len(parts) > 1 else None
     model, state = _start(config, parts[0], config["epochs"] * len(train))
     last, best = folder / "last.pt", folder / "best.pt"
-    if options["resume"] and last.exists():
-        state = load_checkpoint(state, last)
-    elif options["overwrite"]:
-        for path in (last, best, *folder.glob(EVENTS)):
-            path.unlink(missing_ok=True)
-    state = state._replace(config=config)
+    state = _begun(state, last, options)._replace(config=config)
     if first:
         _write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     key = "val_loss" if val else "train_loss"
@@ -2918,6 +2919,16 @@ def _fit(config: dict, folder: Path, options: dict) -> None:
         click.echo(_report(state, model, parts, folder))
     if options["plot"] is not False:
         _draw(state.history, folder / "curves.png", options)
+
+
+def _begun(state: State, last: Path, options: dict) -> State:
+    """The state that is saved, where it is to go on; a folder cleared to start anew."""
+    if options["resume"] and last.exists():
+        return load_checkpoint(state, last)
+    if options["overwrite"]:
+        for path in (last, last.with_name("best.pt"), *last.parent.glob(EVENTS)):
+            path.unlink(missing_ok=True)
+    return state
 
 
 def _draw(history: Sequence[Row], path: Path, options: dict) -> None:
