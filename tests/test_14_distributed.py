@@ -102,6 +102,25 @@ def total_and_weight(outputs, targets):
     return (weight * (outputs - targets) ** 2).sum(), weight.sum()
 
 
+class Masked(nn.Module):
+    """Logits of three classes, the last of which is none."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = make_model(3)
+
+    def forward(self, x):
+        return self.inner(x).masked_fill(torch.arange(3) == 2, -math.inf)
+
+
+def of_masked_logits():
+    """A process without a row has a sum of -inf, which must count nothing."""
+    X, y = rows(7)
+    data = X, (y[:, 0] > 0).long()
+    batches = kit.make_loader(data, batch_size=1)
+    return train(make_state(Masked()), batches, batches, loss_fn=F.cross_entropy)
+
+
 def in_classes(**options):
     X, y = rows()
     data = X, (y[:, 0] > 0).long() + (y[:, 0] > 1).long()
@@ -236,6 +255,7 @@ TRAININGS = {
     "a pair of total and weight": partial(train, loss_fn=total_and_weight),
     "such a pair in 4 pieces": partial(train, loss_fn=total_and_weight, accumulate=4),
     "classes": partial(in_classes, metrics=kit.metrics),
+    "masked logits": of_masked_logits,
     "a Dataset": partial(of_a_dataset, 0),
     "a Dataset with workers": partial(of_a_dataset, 2),
     "inputs in a dict": partial(of_a_dataset, 0, named=True),
@@ -355,7 +375,7 @@ def in_a_group_of_their_own():
     row = kit.evaluate(model, loader(7, 2), loss_fn=F.mse_loss, metrics=count)
     outputs = kit.predict(model, kit.make_loader((X, y), batch_size=2))
     state = kit.fit(state, loader(), loss_fn=F.mse_loss, epochs=2)
-    kit.save_checkpoint(state, OUT / "parallel.pt")
+    kit.save_checkpoint(state, OUT / f"parallel{RANK}.pt")
     idle = wrap(Unused(), find_unused_parameters=True)
     unused = train(make_state(idle), accumulate=2)
     if WORLD > 1:
@@ -501,7 +521,6 @@ def main(out, failure=None):
             results[name] = case()
         except Exception:  # noqa: BLE001
             results[name] = traceback.format_exc()
-            print(RANK, name, results[name], flush=True)
     torch.save(results, OUT / f"{RANK}.pt")
 
 
@@ -650,6 +669,8 @@ def test_a_group_and_a_wrap_of_the_users_own_work_together_everywhere(together):
     assert here["row"]["count"] == 7
     for there in together("in a group of their own"):
         assert_close(there["bf16"], here, tolerance("bf16"))
+    written = [path.name for path in together.folder.glob("parallel*")]
+    assert written == ["parallel0.pt"]  # by save_checkpoint, in the first alone
 
 
 WRAPS = {
@@ -664,8 +685,8 @@ def test_what_processes_save_has_bare_keys_and_any_wrap_loads_it(
     wrap, together
 ):  # PITFALLS 13
     bare = make_model()
-    kit.load_checkpoint(make_state(WRAPS[wrap](bare)), together.folder / "parallel.pt")
-    content = kit.read_checkpoint(together.folder / "parallel.pt")
+    kit.load_checkpoint(make_state(WRAPS[wrap](bare)), together.folder / "parallel0.pt")
+    content = kit.read_checkpoint(together.folder / "parallel0.pt")
     assert list(content["model"]) == list(bare.state_dict())
     for key, value in bare.state_dict().items():
         assert torch.equal(value, content["model"][key])
