@@ -27,6 +27,7 @@ The sections carry the numbers of the tutorial, the recipes and the tests:
 
 from __future__ import annotations
 
+import atexit
 import copy
 import csv
 import difflib
@@ -1682,6 +1683,8 @@ def _together(state: State) -> Iterator[State]:
                     "all processes must begin at the same (step, epoch), got "
                     f"{sorted(set(begun))}: let them load the same checkpoint"
                 )
+            atexit.unregister(_linger)
+            atexit.register(_linger)
         if world == 1 or _peers(state.model)[1] > 1:
             yield state
             _first_says(None)
@@ -1692,6 +1695,11 @@ def _together(state: State) -> Iterator[State]:
             _first_says(None)  # that its files are written
         finally:  # takes the hooks off; and to be the group's last owner is a deadlock
             del model.logger, model.reducer, model.process_group
+
+
+def _linger() -> None:
+    """Time for gloo's threads to drop tensors, of which they die once Python ends."""
+    time.sleep(0.05)
 
 
 @contextmanager
