@@ -56,13 +56,8 @@ def main():
     for name in JOBS:
         found = {1: [], 2: [], 3: []}
         for n in 3 * list(found):
-            run = [
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                f"--nproc-per-node={n}",
-            ]
-            command = [sys.executable, *run[: 4 * (n > 1)], __file__, name]
+            run = f"-m torch.distributed.run --standalone --nproc-per-node {n}".split()
+            command = [sys.executable, *run[: 5 * (n > 1)], __file__, name]
             found[n] += map(float, subprocess.check_output(command).split())
         for n, ms in found.items():
             print(f"{name}, {n}: {min(ms[::2]):.2f}, {min(ms[1::2]):.2f}", flush=True)
