@@ -2963,9 +2963,10 @@ def _start(config: dict, rows: Batch, steps: int) -> tuple[nn.Module, State]:
     except (TypeError, RuntimeError):  # torch has none of its kind, for this device
         optimizer = make(model.parameters(), **options)
     scheduler = _scheduler(config, optimizer, steps)
-    wrapped = amp(model, config["amp"]) if config["amp"] else model
-    if config["compile"]:
-        wrapped.compile()
+    wrapped: Any = amp(model, config["amp"]) if config["amp"] else model
+    if config["compile"]:  # wrapped.compile() would pass over an nn.Sequential
+        # dynamic: or the numbers depend on which size comes first, also in a resume
+        wrapped = torch.compile(wrapped, dynamic=False)
     return model, make_state(wrapped, optimizer, scheduler=scheduler)
 
 

@@ -1,6 +1,7 @@
 """Section 11: the command line. Its processes are real; its mistakes are made here."""
 
 import csv
+import itertools
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +23,7 @@ from sklearn import datasets
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import accuracy_score, mean_absolute_error, r2_score
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import kit
 
@@ -280,10 +283,14 @@ def prepare():
 MODELS = """
 from math import prod
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 def good(inputs, outputs): return nn.Linear(inputs, outputs)
 def picture(shape, outputs):
     return nn.Sequential(nn.Flatten(), nn.Linear(prod(shape), outputs))
 def lazy(inputs, outputs): return nn.LazyLinear(outputs)
+def normed(inputs, outputs):
+    inner = nn.Linear(inputs, 16), nn.BatchNorm1d(16), nn.Sigmoid()
+    return nn.Sequential(*inner, nn.Linear(16, outputs))
 def one(inputs): return nn.Linear(inputs, 1)
 def none(inputs, outputs): return None
 def fails(inputs, outputs): return {}["width"]
@@ -428,19 +435,54 @@ def test_the_optimizer_is_fused_where_torch_has_one(files, name):
     assert group.get("fused", False) == (name != "rmsprop")
 
 
+@pytest.mark.parametrize("amp", [(), ("--amp", "bf16")])
+def test_the_whole_model_is_compiled(files, monkeypatch, amp):
+    calls = []
+
+    def backend(graph, example):
+        calls.append([str(node.target) for node in graph.graph.nodes])
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    quick(*TABLE, *amp, "--hidden", "8,4", "--compile")
+    assert calls and {str(names).count("function linear") for names in calls} == {3}
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of inductor's own imports
-def test_a_compiled_model_trains_resumes_and_is_saved_as_the_plain_one(files):
-    options = (*TABLE, "--model", "linear", "--accumulate", 2, "--amp", "bf16")
+def test_a_compiled_run_resumes_amid_an_epoch_and_is_used_as_a_plain_one(files, same):
+    options = (*TABLE, "--model", "models_of_mine:normed", "--batch-size", 16)
+    options += ("--accumulate", 4, "--amp", "bf16", "--epochs", 3)  # of 16 and 12 rows
     quick(*options, "--out", "plain")
-    quick(*options, "--compile", "--epochs", 1, "--out", "compiled")
-    quick("--resume", "--out", "compiled")
+    quick(*options, "--compile", "--out", "straight")
+    torch.compiler.reset()  # or it would know that there are two sizes
+
+    def interrupt(*_):
+        if next(steps) == 3:  # the next batch is a short one
+            signal.raise_signal(signal.SIGINT)
+
+    steps, arguments = itertools.count(1), [*options, "--compile", "--out", "resumed"]
+    hook = register_optimizer_step_post_hook(interrupt)
+    result = CliRunner().invoke(kit.main, ["fit", "--quiet", *map(str, arguments)])
+    hook.remove()
+    assert result.exit_code == 130
+    assert kit.read_checkpoint("resumed/last.pt")["step"] == 3
+    torch.compiler.reset()
+    quick("--resume", "--epochs", 3, "--out", "resumed")
+    assert same("straight/last.pt", "resumed/last.pt")
+
     plain, compiled = (
-        kit.read_checkpoint(f"{name}/last.pt") for name in ("plain", "compiled")
+        kit.read_checkpoint(f"{name}/last.pt") for name in ("plain", "straight")
     )
     assert compiled["config"]["compile"] and not plain["config"]["compile"]
     assert plain["model"].keys() == compiled["model"].keys()
     for key, value in plain["model"].items():
-        assert torch.allclose(value, compiled["model"][key], atol=1e-3)
+        assert torch.allclose(value, compiled["model"][key], atol=0.02)
+    evaluated, expected = (
+        scores(call("evaluate", f"{name}/best.pt")) for name in ("straight", "plain")
+    )
+    assert evaluated == pytest.approx(expected, rel=0.02)
+    call("export", "straight/best.pt", "compiled.pt2")  # compares their numbers
+    assert call("predict", "straight/best.pt", "--data", "reg.csv").count("\n") == 41
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "bce"])

@@ -194,6 +194,73 @@ def test_a_device_without_autocast_is_one_clear_line():
         kit.amp(nn.Linear(1, 1, device="meta"), "bf16")
 
 
+# ---------------------------------------------------------- 7.1 torch.compile
+
+
+class Own(nn.Sequential):
+    """A class of one's own: of torch's classes, model.compile() compiles nothing."""
+
+    def forward(self, x):
+        return super().forward(x)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of inductor's own imports
+@pytest.mark.parametrize("wrap", ["around amp", "in place"])
+def test_a_compiled_run_goes_on_amid_an_epoch_to_the_last_bit(wrap, same, tmp_path):
+    def fitted(folder, step=kit.train_step):
+        torch.compiler.reset()  # as in a new process
+        torch.manual_seed(0)
+        noisy = nn.Dropout(0.2), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 1)
+        bare = Own(nn.Linear(6, 16), *noisy)
+        if wrap == "around amp":
+            model = torch.compile(kit.amp(bare, "bf16"), dynamic=False)
+        else:
+            model = bare
+            model.compile(dynamic=False)
+        state = kit.make_state(model, torch.optim.Adam(bare.parameters(), lr=0.01))
+        if (folder / "last.pt").exists():
+            state = kit.load_checkpoint(state, folder / "last.pt")
+        loader = kit.make_loader(table(64), batch_size=32, shuffle=True)
+        step = partial(step, accumulate=2)
+        options = {"epochs": 3, "checkpoint": folder, "save_every": 1}
+        return kit.fit(state, loader, loss_fn=F.mse_loss, step=step, **options)
+
+    def failing(state, batch, **options):
+        if state.step == 3:
+            raise InterruptedError
+        return kit.train_step(state, batch, **options)
+
+    fitted(tmp_path / "straight")
+    with pytest.raises(InterruptedError):
+        fitted(tmp_path / "resumed", failing)
+    assert kit.read_checkpoint(tmp_path / "resumed/last.pt")["step"] == 3
+    fitted(tmp_path / "resumed")
+    assert same(tmp_path / "straight/last.pt", tmp_path / "resumed/last.pt")
+
+
+@pytest.mark.parametrize("dynamic, graphs", [(None, 4), (False, 5), (True, 3)])
+def test_short_batches_and_pieces_are_compiled_once_and_not_again(dynamic, graphs):
+    compiles, after = [], []
+
+    def backend(graph, example):
+        compiles.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    model = torch.compile(mlp(), backend=backend, dynamic=dynamic)
+    state = kit.make_state(model, torch.optim.SGD(model.parameters(), lr=0.01))
+    kit.fit(
+        state,
+        kit.make_loader(table(71), batch_size=32),  # pieces of 8, 2 and 1
+        kit.make_loader(table(20), batch_size=16),
+        loss_fn=F.mse_loss,
+        epochs=4,
+        step=partial(kit.train_step, accumulate=4),
+        on_epoch=lambda state: after.append(len(compiles)),
+    )
+    assert after == [graphs] * 4
+
+
 # ---------------------------------------------------------- 7.3 schedulers
 
 EPOCHS, STEPS = 6, 3  # of 71 rows in batches of 32
