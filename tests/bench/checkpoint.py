@@ -3,8 +3,9 @@
     python tests/bench/checkpoint.py
 
 copy: of every tensor of the state. save_checkpoint: written and flushed, while all
-waits. stall: how much later the step after a save begins. lost: what the whole run takes
-longer for each save, since the thread that writes and the training share the cores.
+waits. stall: how long after a step that is saved the next one begins. lost: what the whole
+run takes longer for each save, since the thread that writes and the training share the
+cores, and the end of the run waits for the last one.
 """
 
 import statistics
@@ -35,20 +36,21 @@ def tensors(state):
 
 
 def train(state, folder=None):
-    """The seconds from each step's end to the next one's, and of the whole run."""
-    ends = [time.perf_counter()]
+    """The seconds of each step, those between two steps, and those of the whole run."""
+    times = []
 
     def step(*arguments, **options):
+        times.append(time.perf_counter())
         result = kit.train_step(*arguments, **options)
-        ends.append(time.perf_counter())
+        times.append(time.perf_counter())
         return result
 
     X = torch.randn(128 * STEPS, 2048)
     loader = kit.make_loader((X, X), batch_size=128)
     options = {"checkpoint": folder, "save_every": EVERY} if folder else {}
     kit.fit(state, loader, loss_fn=nn.MSELoss(), epochs=1, step=step, **options)
-    gaps = [after - before for before, after in pairwise(ends)]
-    return gaps, time.perf_counter() - ends[0]
+    gaps = [after - before for before, after in pairwise(times)]
+    return gaps[::2], gaps[1::2], time.perf_counter() - times[0]
 
 
 def seconds(call):
@@ -66,13 +68,13 @@ if __name__ == "__main__":
         for _ in range(3):
             copy = seconds(lambda: [t.clone() for t in tensors(state)])
             save = seconds(partial(kit.save_checkpoint, state, Path(folder, "a.pt")))
-            _, without = train(make_state())
+            _, _, without = train(make_state())
             Path(folder, "last.pt").unlink(missing_ok=True)
-            gaps, whole = train(make_state(), folder)
-            usual = statistics.median(gaps)
-            stalls = [gaps[i] - usual for i in range(EVERY, STEPS, EVERY)]
+            steps, gaps, whole = train(make_state(), folder)
+            step = statistics.median(steps)
+            stall = statistics.median(gaps[EVERY - 1 :: EVERY])
             lost = (whole - without) / (STEPS // EVERY)
             print(
-                f"step {usual:.3f} s, copy {copy:.3f} s, save_checkpoint {save:.3f} s; "
-                f"stall {statistics.median(stalls):.3f} s, lost {lost:.3f} s a save"
+                f"step {step:.3f} s, copy {copy:.3f} s, save_checkpoint {save:.3f} s; "
+                f"stall {stall:.3f} s, lost {lost:.3f} s a save"
             )
