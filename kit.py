@@ -873,6 +873,8 @@ def train_step(
 
 def _pieces(batch: Batch, pieces: int, n: Any, model: nn.Module) -> Iterable[Batch]:
     """Equally many in every process, which exchange gradients with the last one."""
+    if pieces == 1:
+        return [batch]
     world = _peers(model)[1]
     rows = -(-int(n) // world)  # of a process, were all alike
     count = -(-rows // -(-rows // pieces))
@@ -997,7 +999,7 @@ def eval_step(
     {'loss': 3.0, 'weight': 3}
     """
     inputs, targets = _to(_model_device(model), batch)
-    with _evaluating(model):
+    with _Evaluating(model):
         prediction = model(inputs)
         loss = _loss_of(loss_fn, prediction, targets)
     sums = _totals(loss, len(targets))
@@ -1088,7 +1090,7 @@ def predict(model: nn.Module, inputs: Any) -> Tensor:
     device, outputs = _model_device(model), []
     for batch in _batches(batches):
         inputs = batch[0] if isinstance(batch, tuple | list) else batch
-        with _evaluating(model):
+        with _Evaluating(model):
             outputs.append(model(_to(device, inputs)))
     if not outputs:
         raise ValueError("the loader must have a batch to predict, got none")
@@ -1101,23 +1103,30 @@ def _model_device(model: nn.Module) -> torch.device:
     return CPU
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+class _Evaluating:
     """Eval mode without gradients; then each module's own mode again."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
+
+    def __init__(self, model: nn.Module):
+        self.model, self.no_grad = model, torch.no_grad()
+
+    def __enter__(self) -> None:
+        self.training = [module for module in self.model.modules() if module.training]
+        self.model.eval()
+        self.no_grad.__enter__()
+
+    def __exit__(self, *error: Any) -> None:  # noqa: PYI036
+        self.no_grad.__exit__(*error)
+        for module in self.training:
             module.training = True
 
 
 def _add(sums: Sums, more: Sums) -> Sums:
     if not sums:
         return more
-    return sums | {k: sums[k] + v if k in sums else v for k, v in more.items()}
+    total = sums.copy()
+    for key, value in more.items():
+        total[key] = total[key] + value if key in total else value
+    return total
 
 
 def _means(sums: Sums, prefix: str = "") -> Row:
@@ -1735,7 +1744,7 @@ def _rank() -> int:
 
 def _agreed(caught: Sequence[int], state: State) -> int:
     """The signal that this process, or another one, has caught; else 0."""
-    number = max(caught, default=0)
+    number = caught[0] if caught else 0
     if _peers(state.model)[1] > 1:
         flag = torch.tensor(number, device=_device(state.optimizer))
         dist.all_reduce(flag, dist.ReduceOp.MAX)
