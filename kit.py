@@ -1588,8 +1588,9 @@ def fit(
     folder, which then holds last.pt, written after every epoch and every save_every
     steps, and best.pt, of the lowest val_loss (train_loss without val). With it, and
     in the main thread, a first SIGINT or SIGTERM finishes the step, saves, and raises
-    KeyboardInterrupt or SystemExit(143); a second one acts at once. The files are
-    written behind the training, of a copy, and are there when fit returns.
+    KeyboardInterrupt or SystemExit(143); a second one acts at once, but for a file that
+    is being written. Files are written behind the training, of a copy, and are there
+    when fit returns.
 
     In each of several processes that torchrun started, fit trains with the others: a
     batch is shared by all, and the first of them writes and calls on_epoch.
