@@ -96,6 +96,8 @@ LossFn = Callable[[Tensor, Tensor], Any]  # mean over samples, or (total, weight
 CPU = torch.device("cpu")
 FLOAT32_MAX = torch.finfo(torch.float32).max
 
+_has_group: Callable[[], bool] = dist.is_initialized if dist.is_available() else bool
+
 # ---------------------------------------------------------------------- 1 data
 
 
@@ -500,7 +502,7 @@ class _Order(Sampler):
 
     def __init__(self, n: int, batch_size: int, shuffle: bool, seed: int):
         self.n, self.batch_size, self.shuffle = n, batch_size, shuffle
-        self.seed = int(seed)
+        self.seed, self.generator = int(seed), torch.Generator()
         self.epoch = self.start = 0  # start: batches that the next pass leaves out
         self.share = 0, 1  # which share of every batch the next pass takes, of how many
 
@@ -508,22 +510,27 @@ class _Order(Sampler):
         return math.ceil(self.n / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[tuple, Any]]:
-        epoch, start, (share, shares) = self.epoch, self.start, self.share
-        self.epoch, self.start, self.share = epoch + 1, 0, (0, 1)
-        order = None
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(_hash(self.seed, epoch))
-            order = torch.randperm(self.n, generator=generator)
+        (share, shares), size = self.share, self.batch_size
+        epoch, start, every = self.next_pass()
         rank = (share,) if share else ()
         for batch in range(start, len(self)):
-            first = batch * self.batch_size
-            size = min(self.batch_size, self.n - first)
-            begin = first + size * share // shares
-            end = first + size * (share + 1) // shares
+            rows = every[batch * size : (batch + 1) * size]
             numbers: tuple = (self.seed, epoch, batch, *rank)
-            if begin == end:
-                numbers, end = (), begin + 1
-            yield numbers, slice(begin, end) if order is None else order[begin:end]
+            if shares > 1:
+                begin = len(rows) * share // shares
+                end = len(rows) * (share + 1) // shares
+                numbers = numbers if begin < end else ()
+                rows = rows[begin : max(end, begin + 1)]
+            yield numbers, rows
+
+    def next_pass(self) -> tuple[int, int, Any]:
+        """Its epoch, its first batch, and the rows of all batches, one after another."""
+        epoch, start = self.epoch, self.start
+        self.epoch, self.start, self.share = epoch + 1, 0, (0, 1)
+        if not self.shuffle:
+            return epoch, start, range(self.n)
+        generator = self.generator.manual_seed(_hash(self.seed, epoch))
+        return epoch, start, torch.randperm(self.n, generator=generator)
 
 
 def _table(data: Any) -> _Tensors | None:
@@ -544,6 +551,7 @@ class _Tensors(TensorDataset):
     def __init__(self, *tensors: Tensor, rows: Tensor | None = None):
         super().__init__(*tensors)
         self.rows = rows  # of the tensors, by row of this dataset; None: all
+        self.width = sum(t.numel() // max(len(t), 1) for t in tensors)  # numbers a row
         dense = (t for t in tensors if t.layout == torch.strided)
         self.mapped = [t for t in dense if hasattr(t.untyped_storage(), "mapping")]
         self.reads = self.asks = 0  # this process's from the disk; how often to ask for
@@ -553,6 +561,8 @@ class _Tensors(TensorDataset):
 
     def __getitem__(self, key: tuple[Any, Any]) -> tuple[Tensor, ...]:
         numbers, rows = key
+        if isinstance(rows, range):
+            rows = slice(rows.start, rows.stop)
         if self.rows is not None:
             rows = self.rows[rows]
         if isinstance(rows, slice):
@@ -569,17 +579,15 @@ class _Tensors(TensorDataset):
 
 def _read(data: _Tensors, order: _Order) -> Iterator[tuple[Tensor, ...]]:
     """An epoch's batches; small ones several with one call a tensor, in 5 µs less."""
-    size = order.batch_size * sum(t.numel() // len(t) for t in data.tensors)
-    if not order.shuffle or size > 2**17:
+    size, numbers = order.batch_size, order.batch_size * data.width
+    if not order.shuffle or numbers > 2**17 or order.share != (0, 1):
         yield from map(data.__getitem__, order)
         return
-    keys = iter(order)
-    while some := list(islice(keys, min(64, 2**18 // max(size, 1)))):
-        rows = [rows for _, rows in some]
-        lengths = [len(part) for part in rows]
-        whole = data["all", torch.cat(rows)]
-        for key, *batch in zip(some, *(t.split(lengths) for t in whole)):
-            yield _counted(key[0], tuple(batch))
+    _, start, rows = order.next_pass()
+    several = size * min(64, 2**18 // max(numbers, 1))
+    for begin in range(start * size, len(rows), several):
+        whole = data["all", rows[begin : begin + several]]
+        yield from zip(*[t.split(size) for t in whole])
 
 
 def _disk_reads() -> int:
@@ -612,16 +620,15 @@ class _Seeded(Dataset):
     def __getitem__(self, key: tuple[tuple, Any]) -> Any:
         numbers, rows = key
         seed = _hash(*numbers)
-        if isinstance(rows, slice):
-            rows = torch.arange(len(self.dataset))[rows]
-        with _kept_random():
+        rows = list(rows) if isinstance(rows, range) else rows.tolist()
+        with _KeptRandom():
             random.seed(_hash(seed, 0))
             np.random.seed(_hash(seed, 1))
             torch.default_generator.manual_seed(_hash(seed, 2))
             if hasattr(self.dataset, "__getitems__"):
-                items = self.dataset.__getitems__(rows.tolist())
+                items = self.dataset.__getitems__(rows)
             else:
-                items = [self.dataset[row] for row in rows.tolist()]
+                items = [self.dataset[row] for row in rows]
         return _counted(numbers, default_collate(items))
 
 
@@ -630,19 +637,22 @@ def _counted(numbers: tuple, batch: Any) -> Any:
     return batch if numbers else (batch[0], batch[1][:0])
 
 
-@contextmanager
-def _kept_random(*, everything: bool = True) -> Iterator[None]:
+class _KeptRandom:
     """Put torch's global generator, or all three, back afterwards."""
-    before = torch.get_rng_state()
-    if everything:
-        others = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(before)
-        if everything:
-            random.setstate(others[0])
-            np.random.set_state(others[1])
+
+    def __init__(self, *, everything: bool = True):
+        self.everything = everything
+
+    def __enter__(self) -> None:
+        self.torch = torch.get_rng_state()
+        if self.everything:
+            self.others = random.getstate(), np.random.get_state()
+
+    def __exit__(self, *error: Any) -> None:  # noqa: PYI036
+        torch.set_rng_state(self.torch)
+        if self.everything:
+            random.setstate(self.others[0])
+            np.random.set_state(self.others[1])
 
 
 def _hash(*numbers: int) -> int:
@@ -834,19 +844,21 @@ def train_step(
     """
     model, optimizer, scaler = state.model, state.optimizer, state.scaler
     _at_least("accumulate", accumulate, 1)
-    batch, (_, world) = _to(_device(optimizer), batch), _peers(model)
-    n = _summed({"n": len(batch[1])}, model)["n"]
+    device, world = _device(optimizer), _peers(model)[1]
+    batch = _to(device, batch)
+    n = _summed({"n": len(batch[1])}, world, device)["n"]
     sums: Sums = {}
     for p in _parameters(optimizer):
         p.grad = None  # as optimizer.zero_grad does, which takes 5 µs to begin
     for inputs, targets in _pieces(batch, accumulate, n, model):
-        loss = _loss_of(loss_fn, model(inputs), targets)
+        rows = len(targets)
+        loss = _loss_of(loss_fn, model(inputs), targets, rows)
         pair = isinstance(loss, tuple)
-        part, share = (loss[0], 1 / n) if pair else (loss, len(targets) / n)
+        part, share = (loss[0], 1 / n) if pair else (loss, rows / n)
         whole = world == 1 and share == 1
         scaler.scale(part if whole else part * (share * world)).backward()
-        sums = _add(sums, _totals(loss, len(targets)))
-    sums = _summed(sums, model)
+        sums = _add(sums, _totals(loss, rows))
+    sums = _summed(sums, world, device)
     scaler.unscale_(optimizer)
     if pair or world > 1:  # the gradient so far is that of total / n
         factor = n / (sums["weight"] + 1e-30)
@@ -903,9 +915,9 @@ def _cut(batch: Batch, begin: int, end: int) -> Batch:
     return _map(lambda t: t[:1], batch[0]), batch[1][:0]
 
 
-def _loss_of(loss_fn: LossFn, outputs: Any, targets: Tensor) -> Any:
+def _loss_of(loss_fn: LossFn, outputs: Any, targets: Tensor, n: int) -> Any:
     """The loss; without targets 0, whose gradient is 0, for exchanges need one."""
-    if len(targets):
+    if n:
         return loss_fn(outputs, targets)
     parts: list[Tensor] = []
     _map(lambda t: parts.append(t.nan_to_num(0, 0, 0).sum()), outputs)
@@ -913,8 +925,12 @@ def _loss_of(loss_fn: LossFn, outputs: Any, targets: Tensor) -> Any:
 
 
 def _to(device: torch.device, batch: Any) -> Any:
-    if type(batch) is tuple and all(getattr(t, "device", 0) == device for t in batch):
-        return batch
+    if type(batch) is tuple:
+        for t in batch:
+            if getattr(t, "device", None) != device:
+                break
+        else:
+            return batch
     return _map(lambda t: t.to(device, non_blocking=True), batch)
 
 
@@ -923,10 +939,6 @@ def _peers(model: nn.Module) -> tuple[int, int]:
     if _has_group() and any(map(_is_shared, model.modules())):
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
-
-
-def _has_group() -> bool:
-    return dist.is_available() and dist.is_initialized()
 
 
 def _is_shared(module: nn.Module) -> bool:
@@ -951,11 +963,11 @@ def _whole(t: Any) -> Tensor:
     return t.full_tensor() if _is_shard(t) else t
 
 
-def _summed(sums: Sums, model: nn.Module) -> Sums:
+def _summed(sums: Sums, world: int, device: torch.device) -> Sums:
     """The sums over all processes that train the model."""
-    if _peers(model)[1] == 1:
+    if world == 1:
         return sums
-    options: Any = {"dtype": torch.float64, "device": _model_device(model)}
+    options: Any = {"dtype": torch.float64, "device": device}
     totals = torch.stack([torch.as_tensor(v, **options) for v in sums.values()])
     dist.all_reduce(totals)
     return dict(zip(sums, map(_wide, totals)))
@@ -998,16 +1010,18 @@ def eval_step(
     >>> eval_step(nn.Identity(), (torch.ones(3), torch.zeros(3)), loss_fn=F.l1_loss)
     {'loss': 3.0, 'weight': 3}
     """
-    inputs, targets = _to(_model_device(model), batch)
+    return _scored(model, _to(_model_device(model), batch), loss_fn, metrics)
+
+
+def _scored(model: nn.Module, batch: Batch, loss_fn: LossFn, metrics: Any) -> Sums:
+    (inputs, targets), n = batch, len(batch[1])
     with _Evaluating(model):
         prediction = model(inputs)
-        loss = _loss_of(loss_fn, prediction, targets)
-    sums = _totals(loss, len(targets))
-    if not len(targets):
-        return sums
-    if hasattr(metrics, "compute"):
+        loss = _loss_of(loss_fn, prediction, targets, n)
+    sums = _totals(loss, n)
+    if n and hasattr(metrics, "compute"):
         metrics.update(prediction, targets)
-    elif metrics:
+    elif n and metrics:
         sums["outputs"] = [(prediction, targets)]
     return sums
 
@@ -1034,19 +1048,19 @@ def evaluate(
     (0.153, 0.243)
     """
     sums: Sums = {}
-    outputs = []
+    outputs, device, (rank, world) = [], _model_device(model), _peers(model)
     if hasattr(metrics, "compute"):
         metrics.reset()
     # a plain DataLoader draws; a model or a metric may
-    with _kept_random(everything=not _is_ours(loader)):
-        for batch in _batches(loader, _peers(model)):
-            part = eval_step(model, batch, loss_fn=loss_fn, metrics=metrics)
+    with _KeptRandom(everything=not _is_ours(loader)):
+        for batch in _batches(loader, (rank, world)):
+            part = _scored(model, _to(device, batch), loss_fn, metrics)
             outputs.append(part.pop("outputs", []))
             sums = _add(sums, part)
         if not sums:
             raise ValueError("the loader must have a batch to evaluate, got none")
         scores = _measured(metrics, _gathered(outputs, model)) if metrics else {}
-    return _means(_summed(sums, model)) | scores
+    return _means(_summed(sums, world, device)) | scores
 
 
 def _gathered(outputs: list[list], model: nn.Module) -> list:
@@ -1487,7 +1501,8 @@ def _row(state: State, val: Any, loss_fn: LossFn, metrics: Any) -> Row:
 
 def _placed(loader: Any, epoch: int, start: int) -> Any:
     """The loader, told its epoch; make_loader's also where in it to begin, unread."""
-    for sampler in (getattr(loader, n, None) for n in ("sampler", "batch_sampler")):
+    for name in ("sampler", "batch_sampler"):
+        sampler = getattr(loader, name, None)
         if isinstance(sampler, _Order):
             sampler.epoch, sampler.start = epoch, start
         elif set_epoch := getattr(sampler, "set_epoch", None):
@@ -1614,18 +1629,19 @@ def fit(
     if stop(state.history):
         return state
     with _together(state) as now, _behind() as later:
+        device, (rank, world) = _device(now.optimizer), _peers(now.model)
         with _interrupts(catch=last is not None) as caught:
             parts = (now, train, val, loss_fn, epochs, metrics, step, seed, caught)
             for now, finished in _steps(*parts):
                 if last and (finished or (save_every and now.step % save_every == 0)):
                     _save(now, last, finished, later)
-                if finished and on_epoch and _peers(now.model)[0] == 0:
+                if finished and on_epoch and rank == 0:
                     on_epoch(now._replace(model=state.model))
-                if _agreed(caught, now) or (
+                if _agreed(caught, world, device) or (
                     finished and _first_says(stop(now.history))
                 ):
                     break
-        number = _agreed(caught, now)
+        number = _agreed(caught, world, device)
         if number and last:
             _save(now, last, False, later)
     if number and last:
@@ -1743,11 +1759,11 @@ def _rank() -> int:
     return dist.get_rank() if _has_group() else 0
 
 
-def _agreed(caught: Sequence[int], state: State) -> int:
+def _agreed(caught: Sequence[int], world: int, device: torch.device) -> int:
     """The signal that this process, or another one, has caught; else 0."""
     number = caught[0] if caught else 0
-    if _peers(state.model)[1] > 1:
-        flag = torch.tensor(number, device=_device(state.optimizer))
+    if world > 1:
+        flag = torch.tensor(number, device=device)
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         number = int(flag)
     return number
@@ -2252,7 +2268,7 @@ def diagnose(
                 "into a model without fully_shard, in one process"
             )
         try:
-            with _kept_random(), _kept_order(train):
+            with _KeptRandom(), _kept_order(train):
                 facts = _trial(state, train, loss_fn, step)
         except (RuntimeError, MemoryError) as error:
             if "memory" not in repr(error).lower():

@@ -571,6 +571,8 @@ def test_the_history_has_the_mean_gradient_norm_before_the_clip():
 
 def test_the_mean_gradient_norm_is_that_of_the_updates_that_fp16_made():
     model = nn.Linear(6, 1)
+    for p in model.parameters():
+        nn.init.constant_(p, 0.05)
     state = kit.make_state(
         kit.amp(model, "fp16"), torch.optim.SGD(model.parameters(), lr=0.0)
     )

@@ -306,6 +306,21 @@ def test_evaluation_changes_neither_weights_nor_statistics_nor_gradients():
         assert torch.equal(p.grad, gradient)
 
 
+def test_a_loader_may_take_gradients_as_attacks_on_the_model_do():
+    model, clean = mlp().eval(), batched(table(), 32, 32, 7)
+
+    def attacked():
+        for x, y in clean:
+            x = x.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(F.cross_entropy(model(x), y), x)
+            yield (x + 0.1 * gradient.sign()).detach(), y
+
+    row = kit.evaluate(model, attacked(), loss_fn=F.cross_entropy)
+    harder = kit.evaluate(model, list(attacked()), loss_fn=F.cross_entropy)
+    assert row == harder
+    assert row["loss"] > kit.evaluate(model, clean, loss_fn=F.cross_entropy)["loss"]
+
+
 def test_predict_is_the_same_for_a_tensor_and_over_any_loader_in_its_order():
     model, (x, y) = mlp(), table()
     expected = copy.deepcopy(model).eval()(x).detach()
