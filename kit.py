@@ -52,7 +52,7 @@ import zipfile
 import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, suppress
 from functools import partial
 from itertools import chain, islice, pairwise
@@ -1683,7 +1683,8 @@ def _write_finite(content: dict, names: list[str], paths: list[Path]) -> None:
 def _behind() -> Iterator[Callable[[Callable], None]]:
     """Calls go into a thread, one at a time; what one raises, the next or the end raises."""
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(bool)
+        running: Future = Future()
+        running.set_result(None)
 
         def later(call: Callable) -> None:
             nonlocal running
