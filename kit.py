@@ -462,7 +462,8 @@ def make_loader(
     """A DataLoader whose order is a function of (seed, epoch); None: all in one batch.
 
     data is a tuple of tensors, a TensorDataset or a Subset of one, indexed once per
-    batch, or any Dataset with a length, collated row by row. What a Dataset draws from
+    batch, or any Dataset with a length, collated row by row; batches are copies, which
+    a model may change in place. What a Dataset draws from
     random, numpy.random or torch is a function of (seed, epoch, batch) too, whatever
     the number of workers. By hand, every pass over the loader is the next epoch.
     Source: tutorial 1.6.
@@ -566,7 +567,7 @@ class _Tensors(TensorDataset):
         if self.rows is not None:
             rows = self.rows[rows]
         if isinstance(rows, slice):
-            return _counted(numbers, tuple([t[rows] for t in self.tensors]))
+            return _counted(numbers, tuple([t[rows].clone() for t in self.tensors]))
         if self.mapped and self.reads != (reads := _disk_reads()):
             self.reads, self.asks = reads, 100
         if self.asks:  # for a while: what was asked for may not count as read
@@ -587,7 +588,7 @@ def _read(data: _Tensors, order: _Order) -> Iterator[tuple[Tensor, ...]]:
     several = size * min(64, 2**18 // max(numbers, 1))
     for begin in range(start * size, len(rows), several):
         whole = data["all", rows[begin : begin + several]]
-        yield from zip(*[t.split(size) for t in whole])
+        yield from zip(*[t.unsafe_split(size) for t in whole])  # in place is allowed
 
 
 def _disk_reads() -> int:
@@ -911,7 +912,7 @@ def _last_exchanges(pieces: list[Batch], model: nn.Module) -> Iterator[Batch]:
 def _cut(batch: Batch, begin: int, end: int) -> Batch:
     """Some rows of the batch; for none, an input to go through the model, no target."""
     if begin < min(end, len(batch[1])):
-        return _map(lambda t: t[begin:end], batch)
+        return _map(lambda t: t[begin:end].clone(), batch)
     return _map(lambda t: t[:1], batch[0]), batch[1][:0]
 
 
@@ -2100,9 +2101,9 @@ def export(
     texts = {key: json.dumps(value) for key, value in (metadata or {}).items()}
     with _exporting(path.name):
         bare = copy.deepcopy(_bare(model)).cpu().eval().requires_grad_(False)
-        expected = [_one_tensor(bare(batch)) for batch in batches]
+        expected = [_one_tensor(bare(batch.clone())) for batch in batches]
         content, loaded = makers[path.suffix.lower()](_program(bare, rows), texts)
-        outputs = [_one_tensor(loaded(batch)) for batch in batches]
+        outputs = [_one_tensor(loaded(batch.clone())) for batch in batches]
     for one, other in zip(expected, outputs):
         _check_same(one, other, path.name)
     return _write(path, lambda file: file.write(content))
@@ -2980,7 +2981,8 @@ def _draw(history: Sequence[Row], path: Path, options: dict) -> None:
 def _start(config: dict, rows: Batch, steps: int) -> tuple[nn.Module, State]:
     """The bare model of a config, and the state of a run of so many steps."""
     model = _model(config, rows).to(_pick_device(config["device"]))
-    shape, must = tuple(predict(model, rows[0][:2]).shape), (2, config["outputs"])
+    shape = tuple(predict(model, rows[0][:2].clone()).shape)
+    must = 2, config["outputs"]
     if shape != must:
         raise ValueError(f"--model must give {must} for 2 rows, got {shape}")
     options = {"lr": config["lr"], "weight_decay": config["weight_decay"]}

@@ -119,6 +119,21 @@ def test_the_model_is_left_as_it_was(suffix):
     assert all(p.requires_grad for p in model.parameters())
 
 
+class InPlace(nn.Linear):
+    def forward(self, x):
+        x -= 1
+        return super().forward(x)
+
+
+@SUFFIXES
+def test_a_model_that_changes_its_inputs_in_place_leaves_the_example(suffix):
+    model, example = InPlace(3, 1), rows(4, 3)
+    exported = load(kit.export(model, f"a{suffix}", example=example))
+    assert torch.equal(example, rows(4, 3))
+    expected = kit.predict(model, rows(9, 3))
+    torch.testing.assert_close(exported(rows(9, 3)), expected)
+
+
 WRAPS = {
     "amp": lambda model: kit.amp(model, "bf16"),
     "compiled": partial(torch.compile, backend="eager"),

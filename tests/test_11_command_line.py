@@ -148,6 +148,24 @@ def test_a_model_of_your_own_starts_from_the_seed_and_meets_the_tutorial():
     assert scores(call("evaluate", "own/best.pt")).keys() >= {"loss", "mae", "r2"}
 
 
+def test_a_model_of_your_own_may_change_its_inputs_in_place():
+    Path("shifting.py").write_text(
+        "import torch\n"
+        "class Apart(torch.nn.Linear):\n"
+        "    def forward(self, x):\n"
+        "        return super().forward(x - 1)\n"
+        "class InPlace(torch.nn.Linear):\n"
+        "    def forward(self, x):\n"
+        "        return super().forward(x.sub_(1))\n"
+    )
+    histories = []
+    for name in ("Apart", "InPlace"):
+        quick("--model", f"shifting:{name}", "--epochs", 5, "--out", name)
+        saved = torch.load(Path(name, "last.pt"), weights_only=True)
+        histories.append([row["train_loss"] for row in saved["history"]])
+    assert histories[0] == histories[1]
+
+
 def test_a_regression_is_no_worse_than_linear_regression(tmp_path):
     bunch = datasets.load_diabetes(scaled=False)
     names = [*bunch.feature_names, "progression"]

@@ -265,6 +265,54 @@ def test_tensors_in_memory_are_indexed_once_per_batch(kind, shuffle):
     assert sorted(chain(*(x.tolist() for x, _ in batches))) == list(range(100))
 
 
+class InPlace(nn.Module):
+    """Scales its inputs in place, and so makes them part of the graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.5))
+        self.linear = nn.Linear(1, 1)
+
+    def forward(self, x):
+        x *= self.scale
+        return self.linear(x)
+
+
+def val_losses_in_place(train, val):
+    torch.manual_seed(0)
+    model = InPlace()
+    state = kit.make_state(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    state = kit.fit(state, train, val, loss_fn=nn.L1Loss(), epochs=3)
+    return [row["val_loss"] for row in state.history]
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("size", [8, None])
+def test_a_model_that_changes_its_inputs_in_place_changes_no_data(size, shuffle):
+    data = kit.make_data()
+    train, val = (
+        kit.make_loader(data, batch_size=size, shuffle=s) for s in (shuffle, 0)
+    )
+    val_losses_in_place(train, val)
+    assert all(map(torch.equal, data, kit.make_data()))
+    assert not data[0].requires_grad
+
+
+def test_a_model_that_changes_its_inputs_in_place_trains_as_on_copies():
+    ours = kit.make_loader(kit.make_data(), batch_size=8)
+    copies = DataLoader(TensorDataset(*kit.make_data()), batch_size=8)
+    assert val_losses_in_place(ours, ours) == val_losses_in_place(copies, copies)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("kind", ["memory", "file"])
+def test_a_worker_sends_a_batch_and_not_what_it_is_a_part_of(kind, shuffle):
+    X = torch.zeros(100, 3) if kind == "memory" else mapped(np.zeros((100, 3)))
+    loader = kit.make_loader([X], batch_size=10, shuffle=shuffle, workers=1)
+    for (x,) in loader:
+        assert x.untyped_storage().nbytes() == x.nbytes
+
+
 class Draws(Dataset):
     """Rows that draw from the three global generators, as an augmentation does."""
 

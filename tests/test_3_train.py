@@ -295,6 +295,22 @@ def test_dict_inputs_are_cut_in_pieces_as_well():
     assert_close(gradients(state), expected)
 
 
+class InPlace(nn.Linear):
+    def forward(self, x):
+        x *= self.bias
+        return super().forward(x)
+
+
+def test_a_model_that_changes_its_inputs_in_place_may_eat_them_in_pieces():
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(7, 4, generator=generator) for _ in range(2))
+    state = still_state(InPlace(4, 4))
+    whole = F.mse_loss(state.model(x.clone()), y)
+    expected = torch.autograd.grad(whole, list(state.model.parameters()))
+    kit.train_step(state, (x, y), loss_fn=F.mse_loss, accumulate=3)
+    assert_close(gradients(state), expected)
+
+
 CLASS_WEIGHTS = torch.tensor([0.1, 3.0, 0.5, 1.0])
 
 
