@@ -580,12 +580,12 @@ class _Tensors(TensorDataset):
 
 def _read(data: _Tensors, order: _Order) -> Iterator[tuple[Tensor, ...]]:
     """An epoch's batches; small ones several with one call a tensor, in 5 µs less."""
-    size, numbers = order.batch_size, order.batch_size * data.width
-    if not order.shuffle or numbers > 2**17 or order.share != (0, 1):
+    size = order.batch_size
+    several = size * min(64, 2**17 // max(size * data.width, 1))
+    if not several or order.share != (0, 1):
         yield from map(data.__getitem__, order)
         return
     _, start, rows = order.next_pass()
-    several = size * min(64, 2**18 // max(numbers, 1))
     for begin in range(start * size, len(rows), several):
         whole = data["all", rows[begin : begin + several]]
         yield from zip(*[t.unsafe_split(size) for t in whole])  # in place is allowed
@@ -1011,12 +1011,13 @@ def eval_step(
     >>> eval_step(nn.Identity(), (torch.ones(3), torch.zeros(3)), loss_fn=F.l1_loss)
     {'loss': 3.0, 'weight': 3}
     """
-    return _scored(model, _to(_model_device(model), batch), loss_fn, metrics)
+    with _evaluating(model):
+        return _scored(model, _to(_model_device(model), batch), loss_fn, metrics)
 
 
 def _scored(model: nn.Module, batch: Batch, loss_fn: LossFn, metrics: Any) -> Sums:
     (inputs, targets), n = batch, len(batch[1])
-    with _Evaluating(model):
+    with torch.no_grad():
         prediction = model(inputs)
         loss = _loss_of(loss_fn, prediction, targets, n)
     sums = _totals(loss, n)
@@ -1053,7 +1054,7 @@ def evaluate(
     if hasattr(metrics, "compute"):
         metrics.reset()
     # a plain DataLoader draws; a model or a metric may
-    with _KeptRandom(everything=not _is_ours(loader)):
+    with _KeptRandom(everything=not _is_ours(loader)), _evaluating(model):
         for batch in _batches(loader, (rank, world)):
             part = _scored(model, _to(device, batch), loss_fn, metrics)
             outputs.append(part.pop("outputs", []))
@@ -1103,10 +1104,11 @@ def predict(model: nn.Module, inputs: Any) -> Tensor:
     """
     batches = [inputs] if isinstance(inputs, Tensor | Mapping) else inputs
     device, outputs = _model_device(model), []
-    for batch in _batches(batches):
-        inputs = batch[0] if isinstance(batch, tuple | list) else batch
-        with _Evaluating(model):
-            outputs.append(model(_to(device, inputs)))
+    with _evaluating(model):
+        for batch in _batches(batches):  # which may take gradients
+            inputs = batch[0] if isinstance(batch, tuple | list) else batch
+            with torch.no_grad():
+                outputs.append(model(_to(device, inputs)))
     if not outputs:
         raise ValueError("the loader must have a batch to predict, got none")
     return torch.cat(outputs)
@@ -1118,20 +1120,15 @@ def _model_device(model: nn.Module) -> torch.device:
     return CPU
 
 
-class _Evaluating:
-    """Eval mode without gradients; then each module's own mode again."""
-
-    def __init__(self, model: nn.Module):
-        self.model, self.no_grad = model, torch.no_grad()
-
-    def __enter__(self) -> None:
-        self.training = [module for module in self.model.modules() if module.training]
-        self.model.eval()
-        self.no_grad.__enter__()
-
-    def __exit__(self, *error: Any) -> None:  # noqa: PYI036
-        self.no_grad.__exit__(*error)
-        for module in self.training:
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode; then each module's own mode again."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
             module.training = True
 
 
