@@ -1,10 +1,13 @@
 """Section 5: checkpoints that are whole, plain, and fit every wrapping."""
 
+import copy
 import errno
+import math
 import os
 import pickle
 import subprocess
 import sys
+import time
 import zipfile
 from collections import OrderedDict
 from functools import partial
@@ -52,6 +55,44 @@ def test_every_file_is_plain_types_and_loads_weights_only():  # PITFALLS 12
     assert content["config"]["at"] == "x" and content["config"]["n"] == (1,)
     assert torch.equal(content["config"]["mean"], torch.arange(2))
     assert content["step"] == 5 and len(content["history"]) == 1
+
+
+def test_the_history_comes_back_as_it_was():
+    rows = [
+        {"epoch": 0, "train_loss": 0.1 + 0.2, "best": True},
+        {"epoch": 1, "train_loss": math.nan, "best": 1},
+        {"epoch": 2, "train_loss": -math.inf, "best": 2**64},
+        {"epoch": 3, "train_loss": 1, "val_loss": 5e-324, "note": "warm"},
+        {"epoch": 4, "train_loss": 1.5, "val_loss": -0.0, "note": None},
+        {"epoch": 5, "train_loss": 1.5, "best": np.float64(0.1)},
+    ]
+    state = make_state()._replace(history=tuple(rows))
+    loaded = kit.load_checkpoint(make_state(), kit.save_checkpoint(state, "a.pt"))
+    rows[-1]["best"] = 0.1
+    assert repr(loaded.history) == repr(tuple(rows))
+
+
+def test_a_file_of_the_first_format_whose_history_has_rows_is_read():
+    state = fit(make_state(), loader(), epochs=2)
+    content = torch.load(kit.save_checkpoint(state, "a.pt"), weights_only=True)
+    torch.save(content | {"format": 1, "history": list(state.history)}, "old.pt")
+    assert kit.load_checkpoint(make_state(), "old.pt").history == state.history
+
+
+def test_to_save_the_history_of_thousands_of_epochs_takes_next_to_nothing():
+    row = {"epoch": 1, "step": 7, "lr": 0.1, "train_loss": 0.1, "val_loss": 0.2}
+    state = make_state()._replace(history=tuple(dict(row) for _ in range(10_000)))
+
+    def seconds(call):
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    copied = seconds(lambda: copy.deepcopy(list(map(dict, state.history))))
+    assert seconds(lambda: kit.save_checkpoint(state, "a.pt")) < copied / 2
 
 
 def test_an_optimizer_with_numpy_numbers_is_saved_and_loaded():
@@ -198,7 +239,7 @@ def test_files_of_others_and_of_the_future_are_refused():
     with pytest.raises(ValueError, match=r"^weights\.pt is no checkpoint of kit$"):
         kit.read_checkpoint("weights.pt")
     torch.save({"format": 99}, "new.pt")
-    with pytest.raises(ValueError, match=r"format 99, but this kit\.py reads up to 1"):
+    with pytest.raises(ValueError, match=r"format 99, but this kit\.py reads up to 2"):
         kit.read_checkpoint("new.pt")
     with zipfile.ZipFile("other.pt", "w") as archive:
         archive.writestr("a", "b")

@@ -193,6 +193,25 @@ def test_pandas_reads_every_number_of_the_history_as_it_was():
     assert frame["epoch"].dtype == frame["step"].dtype == np.int64
 
 
+def test_a_resume_mends_a_line_that_a_kill_has_torn():
+    fit(*table(50), "--epochs", 3)
+    path = Path("runs/001/history.csv")
+    torn = path.read_bytes()[:-9]
+    path.write_bytes(torn)
+    fit("--resume", "--epochs", 5)
+    history = kit.read_checkpoint("runs/001/last.pt")["history"]
+    assert pd.read_csv(path).to_dict("records") == history and len(history) == 5
+
+
+def test_a_column_that_comes_with_a_later_epoch_stands_in_the_header():
+    fit("--amp", "fp16", "--clip", 1, "--epochs", 4)  # the first update is skipped
+    frame = pd.read_csv("runs/001/history.csv")
+    assert frame["train_grad_norm"].isna().tolist() == [True, False, False, False]
+    history = kit.read_checkpoint("runs/001/last.pt")["history"]
+    assert "train_grad_norm" not in history[0]
+    assert frame[1:].to_dict("records") == pd.DataFrame(history)[1:].to_dict("records")
+
+
 def test_pandas_reads_a_metric_that_is_no_number_as_nan():
     fit(*table(50), "--ratios", "0.98,0.02", "--epochs", 2)  # one row has no r2
     frame = pd.read_csv("runs/001/history.csv")
