@@ -55,7 +55,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, suppress
 from functools import partial
-from itertools import chain, groupby, islice, pairwise
+from itertools import chain, islice, pairwise
 from multiprocessing.util import Finalize
 from pathlib import Path
 from types import FunctionType
@@ -579,16 +579,27 @@ class _Tensors(TensorDataset):
 
 
 def _read(data: _Tensors, order: _Order) -> Iterator[tuple[Tensor, ...]]:
-    """An epoch's batches; small ones several with one call a tensor, in 5 µs less."""
+    """An epoch's batches; small ones several with one call a tensor, in 5 µs less.
+
+    A resumed epoch reads them in the same groups: where a batch lies in the memory
+    decides how its sums are rounded.
+    """
     size = order.batch_size
-    several = size * min(64, 2**17 // max(size * data.width, 1))
-    if not several or order.share != (0, 1):
+    several = min(64, 2**17 // max(size * data.width, 1))
+    if not several or order.share != (0, 1) or any(map(_has_grad, data.tensors)):
         yield from map(data.__getitem__, order)
         return
     _, start, rows = order.next_pass()
-    for begin in range(start * size, len(rows), several):
-        whole = data["all", rows[begin : begin + several]]
-        yield from zip(*[t.unsafe_split(size) for t in whole])  # in place is allowed
+    past = start % several
+    for begin in range((start - past) * size, len(rows), several * size):
+        whole = data["all", rows[begin : begin + several * size]]
+        batches = zip(*[t.unsafe_split(size) for t in whole])  # in place is allowed
+        yield from islice(batches, past, None)
+        past = 0
+
+
+def _has_grad(t: Tensor) -> bool:
+    return t.requires_grad
 
 
 def _disk_reads() -> int:
@@ -894,18 +905,18 @@ def _pieces(batch: Batch, pieces: int, n: Any, model: nn.Module) -> Iterable[Bat
     if count == 1:
         return [batch]
     size = -(-len(batch[1]) // count)
-    parts = [_cut(batch, i * size, (i + 1) * size) for i in range(count)]
-    return parts if world == 1 else _last_exchanges(parts, model)
+    parts = (_cut(batch, i * size, (i + 1) * size) for i in range(count))
+    return parts if world == 1 else _last_exchanges(parts, count, model)
 
 
-def _last_exchanges(pieces: list[Batch], model: nn.Module) -> Iterator[Batch]:
+def _last_exchanges(pieces: Any, count: int, model: nn.Module) -> Iterator[Batch]:
     for i, piece in enumerate(pieces, 1):
         module: Any
         for module in model.modules():
             if isinstance(module, DistributedDataParallel):
-                module.require_backward_grad_sync = i == len(pieces)
+                module.require_backward_grad_sync = i == count
             elif _is_sharded(module):
-                module.set_requires_gradient_sync(i == len(pieces))
+                module.set_requires_gradient_sync(i == count)
         yield piece
 
 
@@ -1017,6 +1028,8 @@ def eval_step(
 
 def _scored(model: nn.Module, batch: Batch, loss_fn: LossFn, metrics: Any) -> Sums:
     (inputs, targets), n = batch, len(batch[1])
+    if model.training:
+        model.eval()  # the loader has trained it
     with torch.no_grad():
         prediction = model(inputs)
         loss = _loss_of(loss_fn, prediction, targets, n)
@@ -1105,8 +1118,9 @@ def predict(model: nn.Module, inputs: Any) -> Tensor:
     batches = [inputs] if isinstance(inputs, Tensor | Mapping) else inputs
     device, outputs = _model_device(model), []
     with _evaluating(model):
-        for batch in _batches(batches):  # which may take gradients
+        for batch in _batches(batches):  # which may take gradients, and train
             inputs = batch[0] if isinstance(batch, tuple | list) else batch
+            model.eval()
             with torch.no_grad():
                 outputs.append(model(_to(device, inputs)))
     if not outputs:
@@ -1213,27 +1227,34 @@ def _taker(first: bool, copy: bool) -> Callable[[Tensor], Tensor | None]:
     return taken
 
 
-def _by_column(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """Rows as columns, for as long as their names are the same: saved in a thirtieth of the time."""
-    groups = (list(group) for _, group in groupby(rows, tuple))
+def _by_column(rows: Sequence[Row]) -> list[tuple[Any, dict[str, Any]]]:
+    """Columns, and where their rows stand, for rows of the same names: saved 30 times as fast."""
+    places: dict[tuple, list[int]] = {}
+    for i, row in enumerate(rows):
+        places.setdefault(tuple(row), []).append(i)
     return [
-        {k: _column([row[k] for row in group]) for k in group[0]} for group in groups
+        (_column(at), {name: _column([rows[i][name] for i in at]) for name in names})
+        for names, at in places.items()
     ]
 
 
 def _column(values: list) -> Any:
     """A tensor where all are ints or all are floats, which gives back what it took."""
-    alike = set(map(type, values)) in ({int}, {float})
-    array = np.array(values if alike else None)
-    return values if array.dtype == object else torch.from_numpy(array)
+    kinds = set(map(type, values))
+    for kind, dtype in ((int, np.int64), (float, np.float64)):
+        if kinds == {kind} and (array := np.array(values)).dtype == dtype:
+            return torch.from_numpy(array)
+    return values
 
 
-def _by_row(columns: list[dict[str, Any]]) -> list[Row]:
-    rows: list[Row] = []
-    for group in columns:
-        lists = [c.tolist() if isinstance(c, Tensor) else c for c in group.values()]
-        rows += [dict(zip(group, values)) for values in zip(*lists)]
-    return rows
+def _by_row(columns: list[tuple[Any, dict[str, Any]]]) -> list[Row]:
+    rows: dict[int, Row] = {}
+    for at, named in columns:
+        lists = [
+            c.tolist() if isinstance(c, Tensor) else c for c in (at, *named.values())
+        ]
+        rows |= {i: dict(zip(named, values)) for i, *values in zip(*lists)}
+    return [rows[i] for i in range(len(rows))]
 
 
 def _write_content(content: dict[str, Any], path: Path) -> None:
@@ -1406,27 +1427,32 @@ def _write(path: Path, write: Callable) -> Path:
     """Write a file so that the path holds the old one or the whole new one."""
     beside = path.parent / f".{path.name}.tmp{os.environ.get('RANK', '')}"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-        if os.name == "posix":  # elsewhere a folder cannot be flushed
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-    except (
-        OSError,
-        RuntimeError,
-    ) as error:  # torch.save has RuntimeError for a full disk
-        raise OSError(f"{path} could not be written: {error}") from error
+        with _naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(beside, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+            if os.name == "posix":  # elsewhere a folder cannot be flushed
+                folder = os.open(path.parent, os.O_RDONLY)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
     finally:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
     return path
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """An OSError that names the file, whatever writing it raises."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # the latter is torch.save's
+        raise OSError(f"{path} could not be written: {error}") from error
 
 
 # ------------------------------------------------------------------ 6 together
@@ -2376,12 +2402,13 @@ def _trial(state: State, train: Any, loss_fn: Any, step: Callable) -> dict[str, 
     for wait, batch in _timed(
         islice(_batches(_placed(train, len(state.history), 0)), _LOOK)
     ):
+        own, again = (_map(torch.clone, batch) for _ in range(2))  # to change in place
         start, sample = time.perf_counter(), sample or batch
-        _means(step(now, batch, loss_fn=loss_fn)[1])  # waits for the device
+        _means(step(now, own, loss_fn=loss_fn)[1])  # waits for the device
         times.append((wait, time.perf_counter() - start))
         grads = [(k, p.grad) for k, p in named if p.grad is not None]
         moved |= {k for k, grad in grads if grad.any() or grad.numel() == 1}
-        sums = eval_step(now.model, batch, loss_fn=loss_fn, metrics=metrics)
+        sums = eval_step(now.model, again, loss_fn=loss_fn, metrics=metrics)
         part = *sums["outputs"][0], _columns(batch[0])
         kept.setdefault(str([t.shape[1:] for t in part]), []).append(part)
         if (many := many + sum(t.numel() for t in part)) > _MANY:
@@ -3044,8 +3071,8 @@ def _progress(
 
     def watch(state: State) -> None:
         done, row = len(state.history), state.history[-1]
-        if row.keys() <= set(header):
-            with open(path, "a", encoding="utf-8", newline="") as file:
+        if row.keys() <= set(header) and path.exists():
+            with _naming(path), open(path, "a", encoding="utf-8", newline="") as file:
                 file.write(_csv([row], header))
         else:
             header[:] = dict.fromkeys(chain(*state.history))

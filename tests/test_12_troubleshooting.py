@@ -338,6 +338,21 @@ def test_a_step_that_runs_out_of_memory_is_a_finding_and_in_pieces_it_is_none(ch
     assert re.fullmatch(line, short)
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_model_that_changes_its_inputs_in_place_is_as_well_as_another(in_place):
+    class Far(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = linear(3, 1)
+
+        def forward(self, x):
+            return self.linear(x.sub_(1000) if in_place else x - 1000)
+
+    x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+    loader = kit.make_loader((1000 + x, x.sum(1, True)), batch_size=8)
+    assert found(Far(), loader, optimizer=torch.optim.SGD, lr=0.1, epochs=30) == []
+
+
 def test_memory_that_is_nearly_full_is_a_finding(monkeypatch):
     assert line(0.01, 200) == []
     taken = kit._memory(torch.device("cpu"))[0]

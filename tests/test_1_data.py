@@ -298,6 +298,15 @@ def test_a_model_that_changes_its_inputs_in_place_changes_no_data(size, shuffle)
     assert not data[0].requires_grad
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_data_that_takes_gradients_gets_them_of_every_batch(shuffle):
+    X, model = torch.ones(9, 2, requires_grad=True), nn.Linear(2, 1)
+    train = kit.make_loader((X, torch.ones(9, 1)), batch_size=3, shuffle=shuffle)
+    state = kit.make_state(model, torch.optim.SGD(model.parameters(), lr=0.0))
+    kit.fit(state, train, loss_fn=lambda output, _: output.mean(), epochs=1)
+    torch.testing.assert_close(X.grad, model.weight.detach().expand(9, 2) / 3)
+
+
 def test_a_model_that_changes_its_inputs_in_place_trains_as_on_copies():
     ours = kit.make_loader(kit.make_data(), batch_size=8)
     copies = DataLoader(TensorDataset(*kit.make_data()), batch_size=8)

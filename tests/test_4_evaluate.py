@@ -321,6 +321,24 @@ def test_a_loader_may_take_gradients_as_attacks_on_the_model_do():
     assert row["loss"] > kit.evaluate(model, clean, loss_fn=F.cross_entropy)["loss"]
 
 
+def test_a_loader_may_train_the_model_between_its_batches():
+    class Noted(nn.Dropout):
+        def forward(self, x):
+            noted.append(self.training)
+            return super().forward(x)
+
+    model, noted = nn.Sequential(nn.Linear(6, 4), Noted()), []
+
+    def training():
+        for batch in batched(table(), 32, 32, 7):
+            yield batch
+            model.train()
+
+    kit.predict(model, training())
+    kit.evaluate(model, training(), loss_fn=F.cross_entropy)
+    assert noted == [False] * 6 and model[1].training
+
+
 def test_predict_is_the_same_for_a_tensor_and_over_any_loader_in_its_order():
     model, (x, y) = mlp(), table()
     expected = copy.deepcopy(model).eval()(x).detach()

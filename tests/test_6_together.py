@@ -157,6 +157,29 @@ def test_a_resume_at_any_step_equals_the_straight_run(name, same):  # PITFALLS 5
         assert same(kit.save_checkpoint(state, "resumed.pt"), states[-1])
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_resume_is_exact_where_rows_are_no_whole_vectors(shuffle, same):  # PITFALLS 5
+    X = torch.randn(53, 5, generator=torch.Generator().manual_seed(1))
+    train = kit.make_loader((X, X.sum(1, True)), batch_size=2, shuffle=shuffle)
+
+    def make():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1))
+        return kit.make_state(model, torch.optim.Adam(model.parameters(), lr=0.01))
+
+    paths = [
+        kit.save_checkpoint(state, f"{i:02}.pt")
+        for i, (state, _) in enumerate(
+            kit._steps(make(), train, None, MSE, 2, None, kit.train_step, 0)
+        )
+    ]
+    assert len(paths) == 2 * 27 + 2
+    for path in paths[:-1:5]:
+        state = kit.load_checkpoint(make(), path)
+        state = kit.fit(state, train, loss_fn=MSE, epochs=2)
+        assert same(kit.save_checkpoint(state, "resumed.pt"), paths[-1])
+
+
 class Noisy(torch.utils.data.Dataset):
     """Rows with random numbers from three sources, which notes what is read."""
 

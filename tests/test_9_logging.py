@@ -203,6 +203,26 @@ def test_a_resume_mends_a_line_that_a_kill_has_torn():
     assert pd.read_csv(path).to_dict("records") == history and len(history) == 5
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is full")
+def test_a_line_that_the_disk_has_no_room_for_is_an_error_that_names_the_file():
+    Path("filling.py").write_text(
+        "import pathlib, torch\n"
+        "path = pathlib.Path('runs/001/history.csv')\n"
+        "class Line(torch.nn.Linear):\n"
+        "    def forward(self, x):\n"
+        "        if path.exists():\n"
+        "            path.unlink()\n"
+        "            path.symlink_to('/dev/full')\n"
+        "        return super().forward(x)\n"
+    )
+    arguments = ["fit", "--quiet", "--no-plot", "--model", "filling:Line"]
+    result = CliRunner().invoke(kit.main, arguments)
+    assert result.exit_code == 1
+    assert (
+        "Error: runs/001/history.csv could not be written: [Errno 28]" in result.stderr
+    )
+
+
 def test_a_column_that_comes_with_a_later_epoch_stands_in_the_header():
     fit("--amp", "fp16", "--clip", 1, "--epochs", 4)  # the first update is skipped
     frame = pd.read_csv("runs/001/history.csv")
