@@ -1,81 +1,85 @@
 """What torch.compile gains on this machine, and what it costs before the first step.
 
-    python tests/bench/compile.py
+    OMP_NUM_THREADS=1 python tests/bench/compile.py [--rounds 11] [--jobs line,table]
 
-Steps of step.py's jobs, and of its CNN with batch norm, eager and compiled in turns;
-medians of blocks of steps, the ratio within a round. First steps: one of a whole and one
-of a short batch in a new process, where nothing is compiled yet (cold) or all is (warm).
+Blocks of train_step, eager and compiled in turns: the jobs of libraries.py, and its CNN
+with batch norm. A ratio is of one round, the median over the rounds is printed. First
+steps: one of a full and one of a short batch in a new process, where nothing is compiled
+yet (cold), or all of it is in torch's cache (warm).
 """
 
+import argparse
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from statistics import median
 
 import torch
-from step import JOBS, cnn
+from libraries import make_job, make_optimizer
 from torch import nn
 
 import kit
 
-
-def normed():
-    layers = list(cnn())
-    for at, channels in ((4, 32), (1, 16)):  # behind the convolutions
-        layers.insert(at, nn.BatchNorm2d(channels))
-    return nn.Sequential(*layers)
+STEPS = {"line": 200, "table": 100, "images": 10, "batch-norm": 10}  # in a block
 
 
-JOBS["normed"] = (normed, *JOBS["images"][1:])
-STEPS = {"line": 200, "table": 100, "images": 10, "normed": 10}  # in a block
+def make_stepper(name, *, compiled):
+    """A function that takes so many steps, and returns their seconds."""
+    job = make_job("images" if name == "batch-norm" else name)
+    if name == "batch-norm":
+        job.model.insert(4, nn.BatchNorm2d(32))  # behind the second convolution
+        job.model.insert(1, nn.BatchNorm2d(16))  # and the first
+    # as kit fit --compile does
+    model = torch.compile(job.model, dynamic=False) if compiled else job.model
+    start_state = kit.make_state(model, make_optimizer(job, fused=True))
+    loss_fn, (X, y) = job.loss(), job.train
 
-
-def stepper(name, *, compiled):
-    """The seconds of so many steps on the first n rows, as a function."""
-    make, _, loss_fn, (X, y), _, batch_size, _ = JOBS[name]
-    model = make()
-    adam = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-    if compiled:
-        model = torch.compile(model, dynamic=False)  # as kit fit --compile does
-    state = kit.make_state(model, adam)
-
-    def seconds(steps, n=batch_size):
-        now, start = state, time.perf_counter()
+    def take(steps, rows=job.batch_size):
+        state, start = start_state, time.perf_counter()
         for _ in range(steps):
-            now, _ = kit.train_step(now, (X[:n], y[:n]), loss_fn=loss_fn)
+            state, _ = kit.train_step(state, (X[:rows], y[:rows]), loss_fn=loss_fn)
         return time.perf_counter() - start
 
-    return seconds
+    return take
 
 
-def first(name, cache):
+def first_steps(name, cache):
+    """The seconds of the first steps in a new process, with this cache of kernels."""
+    command = [sys.executable, __file__, "--first", name]
     env = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}
-    command = [sys.executable, __file__, name]
-    return float(
-        subprocess.run(command, env=env, check=True, capture_output=True).stdout
-    )
+    printed = subprocess.run(command, env=env, check=True, capture_output=True).stdout
+    return float(printed)
 
 
-def measure(name, rounds=11):
+def compare(name, rounds):
     with tempfile.TemporaryDirectory() as cache:
-        cold, warm = first(name, cache), first(name, cache)
-    ways = [stepper(name, compiled=compiled) for compiled in (False, True)]
-    pairs = [[seconds(STEPS[name]) for seconds in ways] for _ in range(rounds + 1)][1:]
-    ratios = sorted(eager / compiled for eager, compiled in pairs)
-    ms = [1e3 * statistics.median(times) / STEPS[name] for times in zip(*pairs)]
+        cold, warm = first_steps(name, cache), first_steps(name, cache)
+    steps = STEPS[name]
+    eager = make_stepper(name, compiled=False)
+    compiled = make_stepper(name, compiled=True)
+    pairs = [(eager(steps), compiled(steps)) for _ in range(rounds + 1)]
+    pairs = pairs[1:]  # the first warmed up
+    ratios = sorted(slow / fast for slow, fast in pairs)
+    eager_ms, compiled_ms = (1000 * median(times) / steps for times in zip(*pairs))
     print(
-        f"{name:6} {ms[0]:.3f} ms a step eager, {ms[1]:.3f} compiled: "
-        f"{statistics.median(ratios):.2f} times as fast ({ratios[0]:.2f} to "
-        f"{ratios[-1]:.2f}); first steps {cold:.1f} s cold, {warm:.1f} s warm"
+        f"{name:10} {eager_ms:.3f} ms a step eager, {compiled_ms:.3f} compiled: "
+        f"{median(ratios):.2f} times as fast ({ratios[0]:.2f} to {ratios[-1]:.2f}); "
+        f"first steps {cold:.1f} s cold, {warm:.1f} s warm",
+        flush=True,
     )
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        seconds = stepper(name, compiled=True)
-        print(seconds(1) + seconds(1, 5))
-    if not sys.argv[1:]:
-        for name in JOBS:
-            measure(name)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--jobs", default=",".join(STEPS), help="default: %(default)s")
+    parser.add_argument("--first", help=argparse.SUPPRESS)  # for the new processes
+    given = parser.parse_args()
+    if given.first:
+        take = make_stepper(given.first, compiled=True)
+        print(take(1) + take(1, rows=5))
+    else:
+        for name in given.jobs.split(","):
+            compare(name, given.rounds)

@@ -1,18 +1,19 @@
-"""What an export and int8 bring: differences, sizes and times, in one run.
+"""What an export and int8 bring: size, time, and the largest difference.
 
-    python tests/bench/export.py
+    python tests/bench/export.py [--rounds 50]
 
-An mlp of 64-1024-1024-1024-10 on one thread, by torch, by an exported .pt2, by onnxruntime
-and by onnxruntime in int8. The ways take turns; times are medians, and so are the ratios
-to torch within a round. Then the largest difference to the model for five kinds of model.
+An mlp of 64-1024-1024-1024-10 on one thread: by torch, by kit's .pt2, by kit's .onnx in
+onnxruntime, and by that file in int8. The four take turns; times are medians, and so are
+the ratios to torch, which are of one round. recipes/10_onnx.py compares the numbers of
+five kinds of models.
 """
 
+import argparse
 import os
-import runpy
-import statistics
 import time
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 
 import onnxruntime
@@ -23,77 +24,74 @@ from torch import nn
 
 import kit
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "10_onnx.py"
 
-
-def mlp():
-    widths = 64, 1024, 1024, 1024
+def make_mlp(*widths):
     layers = []
-    for inputs, width in pairwise(widths):
-        layers += [nn.Linear(inputs, width), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(1024, 10)).eval()
+    for inputs, outputs in pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1]).eval()
 
 
-def session(path):
+def open_onnx(path):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    run = onnxruntime.InferenceSession(path, options).run
-    return lambda X: torch.from_numpy(run(None, {"input": X.numpy()})[0])
+    session = onnxruntime.InferenceSession(path, options)
+
+    def run(X):
+        return torch.from_numpy(session.run(None, {"input": X.numpy()})[0])
+
+    return run
 
 
-def timed(ways, X, rounds):
-    """Seconds of each way in each of the rounds, the first of which warms up."""
+def measure(ways, X, rounds):
+    """The ms of each way, and how many times as fast as torch it is."""
     times = {name: [] for name in ways}
     for _ in range(rounds + 1):
-        for name, way in ways.items():
+        for name, run in ways.items():
             start = time.perf_counter()
-            way(X)
+            run(X)
             times[name].append(time.perf_counter() - start)
-    return {name: seconds[1:] for name, seconds in times.items()}
+    found = {}
+    for name, seconds in times.items():
+        pairs = zip(times["torch"][1:], seconds[1:])  # the first round warmed up
+        ratio = median(theirs / mine for theirs, mine in pairs)
+        found[name] = [1000 * median(seconds[1:]), ratio]
+    return found
 
 
-def speeds():
+def compare(rounds):
     torch.manual_seed(0)
-    model, X = mlp(), torch.randn(256, 64)
-    paths = {"eager": kit.export(model, "mlp.pt2", example=X[:4])}
-    paths[".pt2"] = paths["eager"]
-    paths[".onnx"] = kit.export(model, "mlp.onnx", example=X[:4])
-    paths["int8"] = Path("int8.onnx")
-    quantize_dynamic(paths[".onnx"], paths["int8"])
-    ways = {"eager": model, ".pt2": torch.export.load("mlp.pt2").module()}
-    ways |= {name: session(paths[name]) for name in (".onnx", "int8")}
-    claims = {".onnx": "1.2 to 2 times", "int8": "2 to 4 times, -75%"}
-    small, large = timed(ways, X[:1], 300), timed(ways, X, 50)
-    expected = model(X)
-    rows = []
-    for name, way in ways.items():
-        row = [name, paths[name].stat().st_size / 1e6]
-        for times in (small, large):
-            ratios = [a / b for a, b in zip(times["eager"], times[name])]
-            row += [1000 * statistics.median(times[name]), statistics.median(ratios)]
-        rows.append([*row, (way(X) - expected).abs().max().item(), claims.get(name)])
-    titles = ["", "MB", "ms, 1 row", "x", "ms, 256", "x", "difference", "claimed"]
-    print(tabulate(rows, titles, floatfmt=".3g"))
-
-
-def differences():
-    recipe = runpy.run_path(str(RECIPE))
-    rows = []
-    for name, (model, X) in recipe["models"].items():
-        for suffix in (".onnx", ".pt2"):
-            exported = recipe["load"](Path("models", name + suffix))
-            row = [name, suffix, kit.predict(model, X).abs().max().item()]
-            for n in (1, 7, 1000):
-                difference = exported(X[:n]) - kit.predict(model, X[:n])
-                row.append(difference.abs().max().item())
-            rows.append(row)
-    titles = ["", "", "largest output", "1 row", "7 rows", "1000 rows"]
-    print(tabulate(rows, titles, floatfmt=".2g"))
+    model, X = make_mlp(64, 1024, 1024, 1024, 10), torch.randn(256, 64)
+    files = {
+        "torch": None,
+        ".pt2": kit.export(model, "mlp.pt2", example=X[:4]),
+        ".onnx": kit.export(model, "mlp.onnx", example=X[:4]),
+        "int8": Path("int8.onnx"),
+    }
+    quantize_dynamic(files[".onnx"], files["int8"])
+    ways = {
+        "torch": model,
+        ".pt2": torch.export.load("mlp.pt2").module(),
+        ".onnx": open_onnx("mlp.onnx"),
+        "int8": open_onnx("int8.onnx"),
+    }
+    one, many = measure(ways, X[:1], 5 * rounds), measure(ways, X, rounds)
+    rows, expected = [], model(X)
+    for name, run in ways.items():
+        size = files[name].stat().st_size / 1e6 if files[name] else None
+        difference = (run(X) - expected).abs().max() / expected.abs().max()
+        rows.append([name, size, *one[name], *many[name], float(difference)])
+    titles = ["", "MB", "ms, 1 row", "speed", "ms, 256", "speed", "largest difference"]
+    print(
+        tabulate(rows, titles, floatfmt=("", ".1f", ".3f", ".2f", ".3f", ".2f", ".0e"))
+    )
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=50)
+    given = parser.parse_args()
     torch.set_num_threads(1)
     with TemporaryDirectory() as folder, torch.inference_mode():
         os.chdir(folder)
-        speeds()
-        differences()
+        compare(given.rounds)

@@ -1,60 +1,77 @@
-"""kit.fit beside the loops people use: seconds, memory, import, and what was learnt.
+"""kit.fit beside the loops that people use: time, memory, import, and what is learned.
 
-    pip install torch numpy click tabulate lightning accelerate pytorch-ignite skorch keras
-    python tests/bench/libraries.py [--rounds 3] [--jobs line,table] [--only kit,bare]
+    pip install tabulate lightning accelerate pytorch-ignite skorch keras
+    OMP_NUM_THREADS=1 python tests/bench/libraries.py [--rounds 5]
+        [--jobs line,table,images] [--only bare-fused,kit-fused]
 
-Each measurement is a process of its own (on Linux, for its peak of memory). In a round
-all take their turn, and ratios are to the hand-written loop of the same round. The first
-epoch warms up, the others are timed. All shuffle, and validate after every epoch in
-batches of the training's size; progress bars, logs and checkpoints are off. bare is the
-limit: tensors in memory, no bookkeeping. Import is what a library adds to a torch that has
-made an optimizer. All start from the same weights, but for Keras, which makes layers of
-its own. (!) marks a val loss that is off hand's by 5 % of what hand learnt.
+bare is the limit: tensors in memory, an index for each batch, no bookkeeping.
+hand-written is the plain PyTorch loop, with a DataLoader and loss.item().
+
+Each measurement is a process of its own. In a round each loop takes one turn; a ratio is
+of two times of one round, and what is printed is the median over the rounds. All loops
+start from the same weights (but for Keras, which makes its own layers), shuffle, and
+validate after every epoch in batches of the training's size. Progress bars, logs and
+checkpoints are off. The first epoch warms up, the others are timed. Import is what a
+library adds to torch. (!) marks a val loss that differs from the hand-written loop's by
+more than 5 % of what that has learned.
 """
 
 import argparse
 import importlib
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
-from collections import namedtuple
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-Job = namedtuple("Job", "model optimizer lr loss train val batch_size epochs")
+# kit and tabulate are not imported here: what importing kit takes is measured
+
+
+class Job(NamedTuple):
+    model: nn.Module
+    optimizer: type
+    lr: float
+    loss: type
+    train: tuple
+    val: tuple
+    batch_size: int
+    epochs: int
 
 
 def make_job(name):
     if name == "line":
-        X = torch.arange(50)[:, None] * 0.02
-        y, n, model = 0.7 * X + 0.3, 40, nn.Linear(1, 1)
-        rest = torch.optim.SGD, 0.01, nn.L1Loss, 8, 500
+        X = torch.arange(50)[:, None] / 50
+        y = 0.7 * X + 0.3
+        model, train_rows = nn.Linear(1, 1), 40
+        options = torch.optim.SGD, 0.01, nn.L1Loss
+        sizes = 8, 500  # batch size, epochs
     elif name == "table":
         X = torch.randn(110_000, 32)
-        y, n = X.sum(1, keepdim=True) + torch.randn(len(X), 1), 100_000
+        y = X.sum(1, keepdim=True) + torch.randn(len(X), 1)
         first, second = (nn.Linear(32, 64), nn.ReLU()), (nn.Linear(64, 64), nn.ReLU())
-        model = nn.Sequential(*first, *second, nn.Linear(64, 1))
-        rest = torch.optim.Adam, 0.001, nn.MSELoss, 256, 4
+        model, train_rows = nn.Sequential(*first, *second, nn.Linear(64, 1)), 100_000
+        options = torch.optim.Adam, 0.001, nn.MSELoss
+        sizes = 256, 4
     elif name == "images":
-        y, n = torch.arange(8500) % 10, 8000
-        X = torch.randn(10, 1, 28, 28)[y].add_(torch.randn(len(y), 1, 28, 28), alpha=4)
-        model = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Flatten(), nn.Linear(32 * 7 * 7, 10),
-        )  # fmt: skip
-        rest = torch.optim.Adam, 0.001, nn.CrossEntropyLoss, 64, 3
-    optimizer, lr, loss, *sizes = rest
-    return Job(model, optimizer, lr, loss, (X[:n], y[:n]), (X[n:], y[n:]), *sizes)
+        y = torch.arange(8500) % 10
+        X = torch.randn(10, 1, 28, 28)[y] + 4 * torch.randn(len(y), 1, 28, 28)
+        first = nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)
+        second = nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)
+        last = nn.Flatten(), nn.Linear(32 * 7 * 7, 10)
+        model, train_rows = nn.Sequential(*first, *second, *last), 8000
+        options = torch.optim.Adam, 0.001, nn.CrossEntropyLoss
+        sizes = 64, 3
+    train, val = (X[:train_rows], y[:train_rows]), (X[train_rows:], y[train_rows:])
+    return Job(model, *options, train, val, *sizes)
 
 
 def make_optimizer(job, **options):
@@ -67,26 +84,7 @@ def make_loaders(job):
     return shuffled, DataLoader(val, batch_size=job.batch_size)
 
 
-# Each contender trains for so many epochs, and calls mark(val_loss) after each.
-
-
-def by_hand(job, epochs, mark):
-    model, loss_fn, (train, val) = job.model, job.loss(), make_loaders(job)
-    optimizer = make_optimizer(job)
-    for _ in range(epochs):
-        model.train()
-        train_loss = val_loss = 0.0
-        for X, y in train:
-            optimizer.zero_grad()
-            loss = loss_fn(model(X), y)
-            loss.backward()
-            optimizer.step()
-            train_loss += loss.item()
-        model.eval()
-        with torch.no_grad():
-            for X, y in val:
-                val_loss += loss_fn(model(X), y).item()
-        mark(val_loss / len(val))
+# --- The loops: each trains for some epochs and calls mark(val_loss) after every one --
 
 
 def bare(job, epochs, mark, **options):
@@ -103,8 +101,9 @@ def bare(job, epochs, mark, **options):
 
 def validate(job):
     model, loss_fn, total = job.model.eval(), job.loss(), 0.0
+    X_batches, y_batches = (tensor.split(job.batch_size) for tensor in job.val)
     with torch.no_grad():
-        for X, y in zip(*(t.split(job.batch_size) for t in job.val), strict=True):
+        for X, y in zip(X_batches, y_batches):
             total += loss_fn(model(X), y) * len(X)
     model.train()
     return total / len(job.val[0])
@@ -116,8 +115,30 @@ def with_kit(job, epochs, mark, **options):
     state = kit.make_state(job.model, make_optimizer(job, **options))
     train = kit.make_loader(job.train, batch_size=job.batch_size, shuffle=True)
     val = kit.make_loader(job.val, batch_size=job.batch_size)
-    options = {"on_epoch": lambda state: mark(state.history[-1]["val_loss"])}
-    kit.fit(state, train, val, loss_fn=job.loss(), epochs=epochs, **options)
+
+    def on_epoch(state):
+        mark(state.history[-1]["val_loss"])
+
+    kit.fit(state, train, val, loss_fn=job.loss(), epochs=epochs, on_epoch=on_epoch)
+
+
+def hand_written(job, epochs, mark):
+    model, loss_fn, (train, val) = job.model, job.loss(), make_loaders(job)
+    optimizer = make_optimizer(job)
+    for _ in range(epochs):
+        model.train()
+        train_loss = val_loss = 0.0
+        for X, y in train:
+            optimizer.zero_grad()
+            loss = loss_fn(model(X), y)
+            loss.backward()
+            optimizer.step()
+            train_loss += loss.item()
+        model.eval()
+        with torch.no_grad():
+            for X, y in val:
+                val_loss += loss_fn(model(X), y).item()
+        mark(val_loss / len(val))
 
 
 def with_lightning(job, epochs, mark):
@@ -142,10 +163,14 @@ def with_lightning(job, epochs, mark):
         def on_train_epoch_end(self):  # which comes after the validation
             mark(self.trainer.callback_metrics["val_loss"])
 
-    off = "logger", "enable_checkpointing", "enable_progress_bar"
-    off = dict.fromkeys((*off, "enable_model_summary"), False)
-    trainer = lightning.Trainer(max_epochs=epochs, accelerator="cpu", **off)
-    trainer.fit(Module(), *make_loaders(job))
+    off = (
+        "logger",
+        "enable_checkpointing",
+        "enable_progress_bar",
+        "enable_model_summary",
+    )
+    options = {"accelerator": "cpu", **dict.fromkeys(off, False)}
+    lightning.Trainer(max_epochs=epochs, **options).fit(Module(), *make_loaders(job))
 
 
 def with_accelerate(job, epochs, mark):
@@ -174,14 +199,14 @@ def with_accelerate(job, epochs, mark):
 def with_ignite(job, epochs, mark):
     from ignite import engine, metrics
 
-    loss_fn, (train, val), losses = job.loss(), make_loaders(job), {}
+    loss_fn, (train, val) = job.loss(), make_loaders(job)
     trainer = engine.create_supervised_trainer(job.model, make_optimizer(job), loss_fn)
-    losses["val"] = metrics.Loss(loss_fn)
-    evaluator = engine.create_supervised_evaluator(job.model, losses)
+    measures = {"loss": metrics.Loss(loss_fn)}
+    evaluator = engine.create_supervised_evaluator(job.model, measures)
 
     @trainer.on(engine.Events.EPOCH_COMPLETED)
     def validation():
-        mark(evaluator.run(val).metrics["val"])
+        mark(evaluator.run(val).metrics["loss"])
 
     trainer.run(train, max_epochs=epochs)
 
@@ -193,7 +218,7 @@ def with_skorch(job, epochs, mark):
         def on_epoch_end(self, net, **_):
             mark(net.history[-1, "valid_loss"])
 
-    X, y, *val = (t.numpy() for t in (*job.train, *job.val))
+    X, y, *val = (tensor.numpy() for tensor in (*job.train, *job.val))
     NeuralNet(
         job.model, job.loss, optimizer=job.optimizer, lr=job.lr, max_epochs=epochs,
         batch_size=job.batch_size, iterator_train__shuffle=True, callbacks=[Mark()],
@@ -206,32 +231,33 @@ def with_keras(job, epochs, mark):
 
     config.set_image_data_format("channels_first")  # torch's, and the faster one here
     alike = {
-        nn.Linear: lambda m: layers.Dense(m.out_features),
-        nn.ReLU: lambda m: layers.ReLU(),
-        nn.Conv2d: lambda m: layers.Conv2D(m.out_channels, 3, padding="same"),
-        nn.MaxPool2d: lambda m: layers.MaxPooling2D(2),
-        nn.Flatten: lambda m: layers.Flatten(),
+        nn.Linear: lambda layer: layers.Dense(layer.out_features),
+        nn.ReLU: lambda layer: layers.ReLU(),
+        nn.Conv2d: lambda layer: layers.Conv2D(layer.out_channels, 3, padding="same"),
+        nn.MaxPool2d: lambda layer: layers.MaxPooling2D(2),
+        nn.Flatten: lambda layer: layers.Flatten(),
         nn.L1Loss: "mae",
         nn.MSELoss: "mse",
         nn.CrossEntropyLoss: losses.SparseCategoricalCrossentropy(from_logits=True),
     }
-    leaves = [m for m in job.model.modules() if not [*m.children()]]
-    model = Sequential([alike[type(m)](m) for m in leaves])
+    leaves = [job.model] if isinstance(job.model, nn.Linear) else job.model
+    model = Sequential([alike[type(layer)](layer) for layer in leaves])
     optimizer = getattr(optimizers, job.optimizer.__name__)(job.lr)
     model.compile(optimizer=optimizer, loss=alike[job.loss])
-    X, y, *val = (t.numpy() for t in (*job.train, *job.val))
-    each = callbacks.LambdaCallback(on_epoch_end=lambda _, row: mark(row["val_loss"]))
-    options = {"batch_size": job.batch_size, "callbacks": [each], "verbose": 0}
+
+    X, y, *val = (tensor.numpy() for tensor in (*job.train, *job.val))
+    on_end = callbacks.LambdaCallback(on_epoch_end=lambda _, row: mark(row["val_loss"]))
+    options = {"batch_size": job.batch_size, "callbacks": [on_end], "verbose": 0}
     model.fit(X, y, epochs=epochs, validation_data=tuple(val), **options)
 
 
 JOBS = "line", "table", "images"
-CONTENDERS = {  # function, module whose import is timed, what pip installs
-    "hand": (by_hand, "torch", "torch"),
+LOOPS = {  # function, module whose import is timed, what pip installs
     "bare": (bare, "torch", "torch"),
     "bare-fused": (partial(bare, fused=True), "torch", "torch"),
     "kit": (with_kit, "kit", "torch"),
     "kit-fused": (partial(with_kit, fused=True), "kit", "torch"),
+    "hand-written": (hand_written, "torch", "torch"),
     "lightning": (with_lightning, "lightning", "lightning"),
     "accelerate": (with_accelerate, "accelerate", "accelerate"),
     "ignite": (with_ignite, "ignite.metrics", "pytorch-ignite"),
@@ -239,90 +265,105 @@ CONTENDERS = {  # function, module whose import is timed, what pip installs
     "keras": (with_keras, "keras", "keras"),
 }
 
+# --- Measuring them -------------------------------------------------------------------
 
-def child(name, job):
-    """Measure in this process; print what came of it as JSON."""
-    loop, module, _ = CONTENDERS[name]
-    torch.optim.SGD([torch.zeros(1)])  # the first of all optimizers imports much
+
+def measure_here(name, job_name):
+    """Measure a loop in this process, and print what came of it as JSON."""
+    loop, module, _ = LOOPS[name]
+    torch.optim.SGD([torch.zeros(1)])  # the first optimizer of a process imports much
     start = time.perf_counter()
     importlib.import_module(module)
-    imported = time.perf_counter() - start
+    found = {"import": time.perf_counter() - start}
+
     torch.manual_seed(0)
-    job, marks = make_job(job), []
-    untrained = validate(job).item()
-    loop(job, job.epochs + 1, lambda v: marks.append((time.perf_counter(), float(v))))
-    assert len(marks) == job.epochs + 1, f"{len(marks)} epochs, not {job.epochs + 1}"
-    seconds, status = marks[-1][0] - marks[0][0], Path("/proc/self/status").read_text()
-    found = {"ms": 1000 * seconds / job.epochs, "import": imported}
-    found["MiB"] = int(status.split("VmHWM:")[1].split()[0]) / 1024
-    print(json.dumps(found | {"loss": marks[-1][1], "untrained": untrained}))
+    job, times, losses = make_job(job_name), [], []
+    found["untrained"] = float(validate(job))
+
+    def mark(val_loss):
+        times.append(time.perf_counter())
+        losses.append(float(val_loss))
+
+    loop(job, job.epochs + 1, mark)
+    found["ms"] = 1000 * (times[-1] - times[0]) / job.epochs
+    found["loss"] = losses[-1]
+    peak = Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]
+    print(json.dumps(found | {"MiB": int(peak) / 1024}))
 
 
-def measured(name, job):
-    """What the child found; None, and a line, when it failed."""
+def measure(name, job_name):
+    """What a process of its own found; None, and a line, when it failed."""
     folder = Path(__file__).parent
     env = {"PYTHONPATH": f"{folder.parents[1]}{os.pathsep}{folder}"}
     env |= {"KERAS_BACKEND": "torch", "KERAS_HOME": os.devnull}  # or it writes a file
     env = os.environ | env | {"CUDA_VISIBLE_DEVICES": ""}
-    call = f"import libraries; libraries.child({name!r}, {job!r})"
-    command = [sys.executable, "-c", call]
+    code = f"import libraries; libraries.measure_here({name!r}, {job_name!r})"
+    command = [sys.executable, "-c", code]
     ran = subprocess.run(command, check=False, capture_output=True, text=True, env=env)
     if ran.returncode:
-        return print(f"{name} failed at {job}:", ran.stderr.strip().split("\n")[-1])
+        print(f"{name} failed on {job_name}:", ran.stderr.strip().split("\n")[-1])
+        return None
     return json.loads(ran.stdout.splitlines()[-1])
 
 
-def report(job, rounds):
-    """Print the table of a job, fastest first, and what is ahead of kit."""
-    from tabulate import tabulate  # not above, for it is a part of kit's import
+def report(job_name, results):
+    """Print a table, fastest first, then kit beside the bare loop."""
+    from tabulate import tabulate
 
-    ratios, middle, rows = {}, {}, []
-    for name in [n for n in rounds[0] if all(r[n] for r in rounds)]:
-        ratios[name] = sorted(r[name]["ms"] / r["hand"]["ms"] for r in rounds)
-        keys = rounds[0][name]
-        middle[name] = {k: median(r[name][k] for r in rounds) for k in keys}
-        middle[name]["x"] = median(ratios[name])
-    hand = middle["hand"]
-    for name, of in sorted(middle.items(), key=lambda item: item[1]["x"]):
-        off = abs(of["loss"] - hand["loss"]) > 0.05 * (hand["untrained"] - hand["loss"])
-        spread = f"{ratios[name][0]:.2f} to {ratios[name][-1]:.2f}"
-        row = name, of["ms"], of["x"], spread, of["MiB"], of["import"]
-        rows.append((*row, f"{of['loss']:.4f}{' (!)' * off}"))
-    titles = "", "ms an epoch", "x hand", "spread", "peak MiB", "import s", "val loss"
-    print(f"\n{job} (val loss untrained: {hand['untrained']:.4f})\n")
-    print(tabulate(rows, titles, floatfmt=("", ".2f", ".2f", "", ".0f", ".2f", "")))
-    for key, what in {"x": "time", "MiB": "memory", "import": "import"}.items():
-        if kit := middle.get("kit"):
-            others = [n for n in middle if not n.startswith("kit")]
-            ahead = [n for n in others if middle[n][key] < kit[key]]
-            print(f"ahead of kit in {what}:", ", ".join(ahead) or "none")
+    def ratio(name, other):
+        rounds = zip(results[name], results[other])
+        ratios = sorted(mine["ms"] / theirs["ms"] for mine, theirs in rounds)
+        return median(ratios), f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
+
+    def middle(name, key):
+        return median(found[key] for found in results[name])
+
+    results = {name: founds for name, founds in results.items() if all(founds)}
+    hand, untrained = (
+        middle("hand-written", "loss"),
+        middle("hand-written", "untrained"),
+    )
+    rows = []
+    for name in results:
+        numbers = [middle(name, key) for key in ("MiB", "import", "loss")]
+        mark = "(!)" if abs(numbers[-1] - hand) > 0.05 * (untrained - hand) else ""
+        rows.append(
+            [name, middle(name, "ms"), *ratio(name, "hand-written"), *numbers, mark]
+        )
+    rows.sort(key=lambda row: row[2])
+    titles = ["", "ms an epoch", "x hand", "spread", "peak MiB", "import s", "val loss"]
+    formats = ("", ".2f", ".2f", "", ".0f", ".2f", ".4f")
+    print(f"\n{job_name} (val loss untrained: {untrained:.4f})\n")
+    print(tabulate(rows, [*titles, ""], floatfmt=formats), flush=True)
+    for name, other in ("kit", "bare"), ("kit-fused", "bare-fused"):
+        if name in results and other in results:
+            print("{} / {}: {:.2f} ({})".format(name, other, *ratio(name, other)))
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--jobs", default=",".join(JOBS))
-    parser.add_argument("--only", default=",".join(CONTENDERS))
+    parser.add_argument("--jobs", default=",".join(JOBS), help="default: %(default)s")
+    parser.add_argument("--only", default=",".join(LOOPS), help="and hand-written")
     given = parser.parse_args()
     jobs, only = given.jobs.split(","), given.only.split(",")
-    for option, names, known in ("jobs", jobs, JOBS), ("only", only, CONTENDERS):
-        if strange := set(names) - set(known):
-            parser.error(
-                f"--{option} must be of {','.join(known)}, got {strange.pop()}"
-            )
-    if given.rounds < 1:
-        parser.error(f"--rounds must be at least 1, got {given.rounds}")
-    print(f"Python {platform.python_version()}, {torch.get_num_threads()} threads")
-    names = [n for n in CONTENDERS if n == "hand" or n in only]
-    for package in dict.fromkeys(CONTENDERS[n][2] for n in names):
+    for name in (*jobs, *only):
+        if name not in (*JOBS, *LOOPS):
+            parser.error(f"{name} is no job ({JOBS}) and no loop ({tuple(LOOPS)})")
+
+    names = [name for name in LOOPS if name in (*only, "hand-written")]
+    for package in dict.fromkeys(LOOPS[name][2] for name in names):
         try:
             print(package, metadata.version(package))
         except metadata.PackageNotFoundError:
-            print(f"{package} is missing: pip install {package}")
-            names = [n for n in names if CONTENDERS[n][2] != package]
-    for job in jobs:
-        turns = range(given.rounds)
-        report(job, [{n: measured(n, job) for n in names} for _ in turns])
+            print(f"{package} is left out: pip install {package}")
+            names = [name for name in names if LOOPS[name][2] != package]
+    for job_name in jobs:
+        results = {name: [] for name in names}
+        for _ in range(given.rounds):
+            for name in names:
+                results[name].append(measure(name, job_name))
+        report(job_name, results)
 
 
 if __name__ == "__main__":

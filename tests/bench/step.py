@@ -1,92 +1,91 @@
-"""The cost of kit's loop beside a bare one: same model, same batches, same optimizer.
+"""What a step of kit.fit costs beside the same step in a bare loop, and what a row costs.
 
-    python tests/bench/step.py
+    OMP_NUM_THREADS=1 python tests/bench/step.py [--rounds 9]
 
-Bare: tensors in memory, index_select, no bookkeeping, validation included. Rounds
-alternate; the ratio is taken within a round, the median over the rounds.
+The bare loop has its tensors in memory and keeps no books: no totals, no seeds, no
+checks. Neither loop validates. They take turns in one process, with the same weights and
+a fused optimizer; a ratio is of one round, the median over the rounds is printed.
+
+The second table is of one mlp and batch size, and more and more rows: all that a row
+costs should be the reading of it and its share of a step, however many there are.
 """
 
-import statistics
+import argparse
 import time
+from statistics import median
 
 import torch
-from torch import nn
+from libraries import JOBS, make_job, make_optimizer
 
 import kit
 
 
-def mlp():
-    return nn.Sequential(
-        nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1)
-    )
-
-
-def cnn():
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(32 * 7 * 7, 10),
-    )  # fmt: skip
-
-
-def line():
-    return nn.Linear(1, 1)
-
-
-def rows(*shape, classes=0):
-    X = torch.randn(*shape)
-    flat = X.flatten(1).sum(1)
-    return X, (flat > 0).long() if classes else flat[:, None]
-
-
-JOBS = {  # model, optimizer, loss, train, val, batch size, epochs
-    "line": (line, torch.optim.SGD, nn.functional.l1_loss,
-             kit.make_data(40), kit.make_data(10), 8, 200),
-    "table": (mlp, torch.optim.Adam, nn.functional.mse_loss,
-              rows(50_000, 32), rows(10_000, 32), 256, 1),
-    "images": (cnn, torch.optim.Adam, nn.functional.cross_entropy,
-               rows(2000, 1, 28, 28, classes=2), rows(500, 1, 28, 28, classes=2), 64, 1),
-}  # fmt: skip
-
-
-def bare(model, optimizer, loss_fn, train, val, batch_size, epochs):
-    X, y = train
-    for _ in range(epochs):
-        order = torch.randperm(len(X))
-        for at in range(0, len(X), batch_size):
-            chosen = order[at : at + batch_size]
-            loss = loss_fn(model(X.index_select(0, chosen)), y.index_select(0, chosen))
+def bare(job):
+    model, loss_fn, (X, y) = job.model, job.loss(), job.train
+    optimizer = make_optimizer(job, fused=True)
+    for _ in range(job.epochs):
+        for rows in torch.randperm(len(X)).split(job.batch_size):
+            loss = loss_fn(model(X.index_select(0, rows)), y.index_select(0, rows))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        with torch.no_grad():
-            model.eval()
-            loss_fn(model(val[0]), val[1]).item()
-            model.train()
 
 
-def with_kit(model, optimizer, loss_fn, train, val, batch_size, epochs):
-    state = kit.make_state(model, optimizer)
-    loader = kit.make_loader(train, batch_size=batch_size, shuffle=True)
-    kit.fit(state, loader, kit.make_loader(val), loss_fn=loss_fn, epochs=epochs)
+def with_kit(job):
+    state = kit.make_state(job.model, make_optimizer(job, fused=True))
+    loader = kit.make_loader(job.train, batch_size=job.batch_size, shuffle=True)
+    kit.fit(state, loader, loss_fn=job.loss(), epochs=job.epochs)
 
 
-def seconds(loop, make, optimizer, *rest):
-    torch.manual_seed(0)
-    model = make()
-    optimizer = optimizer(model.parameters(), lr=0.001)
+def seconds(loop, job):
+    weights = {name: value.clone() for name, value in job.model.state_dict().items()}
     start = time.perf_counter()
-    loop(model, optimizer, *rest)
-    return time.perf_counter() - start
+    loop(job)
+    found = time.perf_counter() - start
+    job.model.load_state_dict(weights)
+    return found
+
+
+def compare(job, rounds):
+    """Seconds of both loops, and the ratios by round, sorted."""
+    for loop in (bare, with_kit):  # warm up
+        seconds(loop, job)
+    pairs = [(seconds(bare, job), seconds(with_kit, job)) for _ in range(rounds)]
+    bares, kits = zip(*pairs)
+    return median(bares), median(kits), sorted(k / b for b, k in pairs)
+
+
+def print_steps(rounds):
+    print(f"{'':8}{'bare, us a step':>16}{'kit':>8}{'ratio':>8}   spread")
+    for name in JOBS:
+        job = make_job(name)
+        theirs, ours, ratios = compare(job, rounds)
+        steps = job.epochs * -(-len(job.train[0]) // job.batch_size)
+        print(
+            f"{name:8}{1e6 * theirs / steps:16.0f}{1e6 * ours / steps:8.0f}"
+            f"{median(ratios):8.2f}   {ratios[0]:.2f} to {ratios[-1]:.2f}",
+            flush=True,
+        )
+
+
+def print_rows(rounds):
+    print(f"\n{'rows':>10}{'bare, us a row':>16}{'kit':>8}{'ratio':>8}")
+    for rows in (10_000, 100_000, 1_000_000, 3_000_000):
+        X = torch.randn(rows, 32)
+        epochs = max(1, 100_000 // rows)
+        job = make_job("table")._replace(train=(X, X[:, :1]), epochs=epochs)
+        theirs, ours, ratios = compare(job, rounds)
+        each = 1e6 / (rows * epochs)
+        print(
+            f"{rows:10,}{each * theirs:16.3f}{each * ours:8.3f}{median(ratios):8.2f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
-    for name, job in JOBS.items():
-        seconds(bare, *job), seconds(with_kit, *job)
-        pairs = [(seconds(bare, *job), seconds(with_kit, *job)) for _ in range(9)]
-        ratios = sorted(ours / theirs for theirs, ours in pairs)
-        print(
-            f"{name:8} bare {statistics.median(b for b, _ in pairs):.3f} s, "
-            f"kit / bare {statistics.median(ratios):.2f} "
-            f"({ratios[0]:.2f} to {ratios[-1]:.2f})"
-        )
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    given = parser.parse_args()
+    torch.manual_seed(0)
+    print_steps(given.rounds)
+    print_rows(min(given.rounds, 3))
