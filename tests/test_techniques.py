@@ -1,0 +1,285 @@
+"""Mixed precision, compiling, early stopping, the best epoch, fp16's end."""
+
+import math
+import os
+import random
+import signal
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import helpers
+import pytest
+import torch
+from helpers import assert_same, mlp, one_line
+from torch import nn
+from torch.nn import functional as F
+
+import kit
+
+NAN, INF = math.nan, math.inf
+table = partial(helpers.table, 71)  # 3 batches of 32, the last of 7
+
+
+def make_state(model=None, wrap=lambda model: model, lr=0.05):
+    bare = mlp(dropout=0.0) if model is None else model
+    optimizer = torch.optim.SGD(bare.parameters(), lr=lr, momentum=0.9)
+    return kit.make_state(wrap(bare), optimizer)
+
+
+# ------------------------------------------------------------ amp and torch.compile
+
+amp = {name: partial(kit.amp, precision=name) for name in ("bf16", "fp16")}
+compiled = partial(torch.compile, backend="eager")
+WRAPS = {
+    **amp,
+    "compiled": compiled,
+    "fp16 of compiled": lambda model: amp["fp16"](compiled(model)),
+    "compiled fp16": lambda model: compiled(amp["fp16"](model)),
+    "compiled bf16": lambda model: compiled(amp["bf16"](model)),
+}
+
+
+@pytest.mark.parametrize("name", WRAPS)
+def test_a_wrapped_model_trains_and_saves_as_the_unwrapped(name):
+    def loss_fn(prediction, target):  # small enough for fp16's first scale
+        return 0.1 * F.mse_loss(prediction, target)
+
+    def fitted(folder, **wrap):
+        parts = kit.make_loader(table(), batch_size=32, shuffle=True), [table(seed=2)]
+        options = {"epochs": 8, "metrics": kit.metrics, "checkpoint": folder}
+        return kit.fit(make_state(**wrap), *parts, loss_fn=loss_fn, **options)
+
+    torch.compiler.reset()
+    state, plain = fitted("wrapped", wrap=WRAPS[name]), fitted("plain")
+    assert (
+        state.scaler.is_enabled() == ("fp16" in name) and not plain.scaler.is_enabled()
+    )
+    assert isinstance(kit.unwrap(state.model), nn.Sequential)
+    for row, expected in zip(state.history, plain.history, strict=True):
+        assert row.keys() - {"train_skipped"} == expected.keys()
+        for key in ("train_loss", "val_loss", "val_mae"):
+            assert row[key] == pytest.approx(expected[key], rel=0.03)
+    outputs, expected = (kit.predict(s.model, table()[0]) for s in (state, plain))
+    torch.testing.assert_close(outputs, expected, rtol=0.1, atol=0.1)
+    saved = (kit.read_checkpoint(f"{name}/last.pt") for name in ("wrapped", "plain"))
+    assert len({tuple(each["model"]) for each in saved}) == 1
+
+
+class Out(NamedTuple):
+    mean: torch.Tensor
+    spread: torch.Tensor
+
+
+class Many(nn.Module):
+    """Outputs of every sort, and the dtype that was computed in."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.seen = nn.Linear(2, 2), []
+
+    def forward(self, x, *, scale):
+        y = self.layer(x) * scale
+        self.seen.append(y.dtype)
+        return {"y": y, "more": [Out(y, y), (y, y.argmax(1))], "n": 7, "none": None}
+
+
+@pytest.mark.parametrize("name, low", [("bf16", torch.bfloat16), ("fp16", torch.half)])
+def test_amp_computes_in_low_precision_and_returns_float32(name, low):
+    model = Many()
+    out = amp[name](model)(torch.ones(3, 2), scale=2)
+    (mean, spread), (y, indices) = out["more"]
+    assert model.seen == [low] and not torch.is_autocast_enabled("cpu")
+    assert {t.dtype for t in (out["y"], mean, spread, y)} == {torch.float32}
+    assert type(out["more"][0]) is Out and type(out["more"][1]) is tuple
+    assert indices.dtype == torch.int64 and (out["n"], out["none"]) == (7, None)
+    y.sum().backward()
+    assert all(p.grad.dtype == p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_what_amp_cannot_do_is_one_line():
+    for precision in ("fp32", "half", ""):
+        with pytest.raises(ValueError, match="^precision must be bf16 or fp16, got "):
+            kit.amp(mlp(), precision)
+    with pytest.raises(ValueError, match="meta.* bf16") as error:
+        kit.amp(nn.Linear(1, 1, device="meta"), "bf16")
+    one_line(error)
+
+
+def test_a_compiled_run_resumes_amid_an_epoch_exactly():
+    def fitted(folder, step=kit.train_step):
+        torch.compiler.reset()  # as in a new process
+        wrap = partial(torch.compile, dynamic=False, backend="aot_eager")
+        state = make_state(mlp(), lambda model: wrap(amp["bf16"](model)))
+        if (last := Path(folder, "last.pt")).exists():
+            state = kit.load_checkpoint(state, last)
+        loader = kit.make_loader(table(), batch_size=32, shuffle=True)
+        options = {"epochs": 3, "checkpoint": folder, "save_every": 1}
+        step = partial(step, accumulate=2)
+        return kit.fit(state, loader, loss_fn=F.mse_loss, step=step, **options)
+
+    def failing(state, batch, **options):
+        if state.step == 4:
+            raise InterruptedError
+        return kit.train_step(state, batch, **options)
+
+    with pytest.raises(InterruptedError):
+        fitted("resumed", failing)
+    assert kit.read_checkpoint("resumed/last.pt")["step"] == 4
+    assert_same(fitted("resumed"), fitted("straight"))
+
+
+# ------------------------------------------------------- early stopping and the best
+
+
+def rows(*values, key="val_loss"):
+    return [{"epoch": i + 1, key: value} for i, value in enumerate(values)]
+
+
+def stops_at(values, *, key="val_loss", **options):
+    """The index of the row after which a run stops; None where it never does."""
+    history = rows(*values, key=key)
+    for i in range(len(history) + 1):
+        if kit.early_stopping(history[:i], key=key, **options):
+            return i - 1
+    return None
+
+
+def best_at(values, *, key="val_loss", **options):
+    """The index of the last row that was the best when it came."""
+    parts = (rows(*values, key=key)[: i + 1] for i in range(len(values)))
+    best = [i for i, part in enumerate(parts) if kit.is_best(part, key=key, **options)]
+    return best[-1] if best else None
+
+
+def test_nan_is_never_best_and_counts_as_no_improvement():
+    assert best_at([NAN, 1.0, 2.0, 2.0, 2.0]) == 1
+    assert stops_at([NAN, 1.0, 2.0, 2.0, 2.0], patience=2) == 3
+    assert best_at([NAN, NAN]) is None and best_at([INF, INF]) is None
+    assert stops_at([NAN, NAN, NAN], patience=2) == 1
+    assert best_at([2.0, NAN, 1.0, NAN]) == 2 and best_at([INF, 1.0]) == 1
+    assert stops_at([2.0, NAN, NAN, NAN], patience=3) == 3
+    assert stops_at([2.0, NAN, 1.0, NAN], patience=2) is None
+    assert best_at([NAN, 0.1, NAN], key="val_f1", mode="max") == 1
+
+
+def test_the_best_must_be_better_by_more_than_min_delta():
+    assert best_at([1.0, 1.0]) == 0  # as good is not better
+    assert best_at([1.0, 0.9, 0.8, 0.7, 0.6], min_delta=0.15) == 4  # 1.0, 0.8, 0.6
+    assert best_at([0.5, 0.6, 0.7], key="val_r2", mode="max", min_delta=0.15) == 2
+
+
+def counter(patience, min_delta):
+    """The class of many tutorials: whether to stop, value by value."""
+    best, waited = INF, 0
+
+    def stop(value):
+        nonlocal best, waited
+        if value < best - min_delta:
+            best, waited = value, 0
+        else:
+            waited += 1
+        return waited >= patience
+
+    return stop
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize("seed", range(5))
+def test_early_stopping_stops_where_a_counter_does(seed, mode):
+    generator = random.Random(seed)
+    losses = [1 / (i + 1) + generator.random() * 0.4 for i in range(40)]
+    losses[generator.randrange(40)] = NAN
+    values = losses if mode == "min" else [-loss for loss in losses]
+    for patience in (1, 2, 5):
+        for min_delta in (0.0, 0.05):
+            stop = counter(patience, min_delta)
+            expected = next((i for i, v in enumerate(losses) if stop(v)), None)
+            options = {"patience": patience, "min_delta": min_delta, "mode": mode}
+            assert stops_at(values, key="val_score", **options) == expected
+
+
+def test_the_direction_is_told_unless_it_is_an_error():
+    for key in ("val_loss", "train_loss", "val_mae", "val_mse", "val_rmse"):
+        assert best_at([2.0, 1.0, 3.0], key=key) == 1
+    for key in ("val_accuracy", "val_r2", "train_tokens"):
+        assert best_at([2.0, 1.0, 3.0], key=key, mode="max") == 2
+        history = rows(2.0, 1.0, key=key)
+        for judge in (kit.is_best, partial(kit.early_stopping, patience=1)):
+            with pytest.raises(ValueError, match=f"mode.*{key}|{key}.*mode") as error:
+                judge(history, key=key)
+            one_line(error)
+            with pytest.raises(ValueError, match="^mode must be .*, got 'lowest'"):
+                judge(history, key=key, mode="lowest")
+
+
+def test_the_key_is_val_loss_or_train_loss_where_nothing_is_validated():
+    both = [{"train_loss": t, "val_loss": v} for t, v in ((2.0, 1.0), (1.0, 2.0))]
+    assert kit.is_best(both) is False and kit.is_best(both[:1]) is True
+    assert kit.early_stopping(both, patience=1) is True
+    assert kit.is_best(rows(2.0, 1.0, key="train_loss")) is True
+    assert kit.early_stopping(rows(2.0, 1.0, key="train_loss"), patience=1) is False
+    with pytest.raises(ValueError, match="'val_loss'") as error:
+        kit.is_best(rows(1.0, key="train_loss"), key="val_loss")
+    assert "train_loss" in one_line(error)
+    later = [{"train_loss": 1.0}, *rows(2.0, 1.0, 3.0)]  # validated from there on
+    assert kit.is_best(later[:2]) is True and kit.is_best(later[:3]) is True
+    assert kit.early_stopping(later, patience=1) is True
+
+
+def test_an_empty_history_neither_stops_nor_is_best():
+    assert kit.early_stopping([], patience=1) is kit.is_best(()) is False
+    with pytest.raises(ValueError, match="^patience must be at least 1, got 0"):
+        kit.early_stopping([], patience=0)
+
+
+# ----------------------------------------------------------------------- fp16 and NaN
+
+
+def fp16_fit(loader, epochs, scale=1.0, lr=1e-3, hook=None):
+    state = make_state(wrap=amp["fp16"], lr=lr)
+    if hook:
+        next(state.model.parameters()).register_hook(hook)
+    loss_fn = lambda prediction, target: scale * F.mse_loss(prediction, target)
+    return kit.fit(state, loader, loss_fn=loss_fn, epochs=epochs)
+
+
+def test_steps_that_fp16_skips_are_no_nan():
+    state = fp16_fit([table()], epochs=15, scale=1e2)
+    skipped = [row["train_skipped"] for row in state.history]
+    assert skipped[0] == 1 and skipped[-1] == 0 and state.scaler.get_scale() < 65536
+    state = fp16_fit([table()], epochs=30, scale=1e6, lr=1e-8)  # as of house prices
+    assert state.scaler.get_scale() < 1 and state.history[-1]["train_loss"] < 1e8
+
+
+@pytest.mark.parametrize("what", ["a row", "all rows", "the gradients"])
+def test_nothing_but_nan_stops_fp16_in_the_end(what):
+    X, y = table()
+    loader, hook = [(X * NAN, y)], None
+    if what == "a row":
+        X[19, 2] = NAN
+        loader = kit.make_loader((X, y), batch_size=8)
+    if what == "the gradients":
+        loader, hook = [(X, y)], lambda gradient: gradient * NAN
+    with pytest.raises(FloatingPointError, match="epoch"):
+        fp16_fit(loader, epochs=300, hook=hook)
+
+
+# ------------------------------------------------------------------- a script's end
+
+SCRIPT = """
+import kit
+half_read = iter(kit.make_loader(kit.make_data(), batch_size=2, workers=2))
+print(len(next(half_read)[0]), flush=True)
+"""
+
+
+def test_a_script_ends_though_its_loader_has_workers():
+    process = helpers.python("-c", SCRIPT, start_new_session=True)
+    try:
+        printed, errors = process.communicate(timeout=45)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert (process.returncode, printed) == (0, "2\n"), errors
