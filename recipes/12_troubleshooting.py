@@ -276,11 +276,11 @@ def training_is_slow(model, loader, *, loss_fn, batches=50):
 
     # The last batch, and the same twice, in turns.
     once, twice = [], []
-    for _ in range(9):
+    for _ in range(15):
         once.append(work(inputs, targets))
         twice.append(work(torch.cat([inputs, inputs]), torch.cat([targets, targets])))
     faster = 2 * min(once) / min(twice)
-    if faster > 1.3:
+    if faster > 1.5:
         return [
             f"with twice the batch, rows are {faster:.1f} times as fast: a larger batch"
         ]

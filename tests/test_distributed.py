@@ -88,14 +88,6 @@ def totals(outputs, targets):
     return {key: value.sum() for key, value in sums.items()}
 
 
-def in_classes():
-    batches = kit.make_loader(table(26, classes=3), batch_size=6)
-    options = {"loss_fn": F.cross_entropy, "metrics": kit.metrics}
-    return trained(
-        make_state(helpers.mlp(3, 3, dropout=0)), batches, batches, **options
-    )
-
-
 def in_fp16():
     """A row whose gradient is inf in fp16: no process makes that update."""
     X, y = table(26)
@@ -227,7 +219,6 @@ TRAININGS = {
     "a dict loss, ranks without rows": lambda: trained(
         None, loader(7, 1), loader(7, 1), loss_fn=totals
     ),
-    "classes": in_classes,
     "nests": of_nests,
     "nests, 2 micro-batches": partial(of_nests, accumulate=2),
     "a Dataset with workers": lambda: trained(

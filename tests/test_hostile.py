@@ -140,8 +140,9 @@ def make_hostile(good, path, seed):
     if seed % 10 == 1:
         saved["sums"] = {"loss": torch.zeros(54_321)}
     elif seed % 10 == 3:
-        saved["history"]["values"] = torch.zeros(1, dtype=torch.double).expand(HUGE)
-    else:
+        numbers = torch.zeros(1, dtype=torch.double).expand(5 * 10**7)
+        saved["history"]["values"] = numbers
+    elif seed % 10:
         spoil(saved, dice)
     torch.save(saved, path)
     if seed % 10 == 0:

@@ -195,23 +195,6 @@ def test_a_metric_goes_by_its_class_and_a_collection_by_keys():
     assert alone == {"r2_score": r2} and type(alone["r2_score"]) is float
 
 
-def test_a_function_gets_nests_of_all_rows_at_once():
-    class Two(nn.Module):
-        def forward(self, x):
-            return {"a": x, "rest": (2 * x, [3 * x])}
-
-    def both(prediction, target):
-        (double, (triple,)), (y, w) = prediction["rest"], target
-        assert torch.equal(double + prediction["a"], triple)
-        return {"rows": len(triple), "sum": (triple - y["y"] * w).sum()}
-
-    x = torch.arange(7.0)[:, None]
-    loader = [(x[i : i + 3], ({"y": x[i : i + 3]}, x[i : i + 3])) for i in (0, 3, 6)]
-    options = {"loss_fn": lambda out, target: out["a"].mean(), "metrics": both}
-    row = kit.evaluate(Two(), loader, **options)
-    assert row == {"loss": 3.0, "rows": 7.0, "sum": (3 * x - x * x).sum().item()}
-
-
 @pytest.mark.parametrize(
     "metric, name",
     [

@@ -214,7 +214,7 @@ def test_the_direction_is_told_unless_it_is_an_error():
                 judge(history, key=key, mode="lowest")
 
 
-def test_the_key_is_val_loss_or_train_loss_where_nothing_is_validated():
+def test_the_key_is_train_loss_where_nothing_is_validated():
     both = [{"train_loss": t, "val_loss": v} for t, v in ((2.0, 1.0), (1.0, 2.0))]
     assert kit.is_best(both) is False and kit.is_best(both[:1]) is True
     assert kit.early_stopping(both, patience=1) is True
