@@ -2467,7 +2467,9 @@ def _counts_rows(frame, name):
 
 def _is_number(column):
     """Whether it holds numbers or booleans, with or without gaps."""
-    return column.dtype.kind in "biuf" or set(map(type, column.dropna())) <= {bool}
+    if column.dtype.kind in "biuf":
+        return True
+    return set(map(type, column.dropna().unique())) <= {bool}
 
 
 _DATE = r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?|\d{1,2}:\d\d.*"
