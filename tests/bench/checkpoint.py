@@ -1,8 +1,8 @@
 """What saving a large state costs the run that saves it, beside a copy in memory.
 
-    python tests/bench/checkpoint.py [--width 2048] [--rounds 3]
+    python tests/bench/checkpoint.py [WIDTH]
 
-The default is a state of 400 MB: eight square layers, and Adam's two moments of each.
+The state is eight square layers, 2048 wide, and Adam's two moments of each: 400 MB.
 
 copy    of every tensor of the state
 save    save_checkpoint: the state is written and flushed to the disk while all waits
@@ -11,11 +11,11 @@ lost    what the whole run takes longer for each save: the thread that writes sh
         cores with the training, and the end of the run waits for the last file
 """
 
-import argparse
-import statistics
-import tempfile
+import sys
 import time
 from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
@@ -30,14 +30,8 @@ def make_state(width):
     return kit.make_state(model, torch.optim.Adam(model.parameters(), fused=True))
 
 
-def tensors(state):
-    for moments in state.optimizer.state.values():
-        yield from moments.values()
-    yield from state.model.state_dict().values()
-
-
-def train(state, folder=None):
-    """The seconds of the run, of its steps, and from the end of a step to the next one."""
+def train(state, **options):
+    """The seconds of the run, of each step, and from the end of a step to the next."""
     begins, ends = [], []
 
     def step(state, batch, *, loss_fn, forward):
@@ -47,11 +41,8 @@ def train(state, folder=None):
         return result
 
     X = torch.randn(128 * STEPS, state.model[0].in_features)
-    options = {"loss_fn": nn.MSELoss(), "epochs": 1, "step": step}
-    if folder:
-        # best.pt would be one file more
-        options |= {"checkpoint": folder, "save_every": EVERY, "best": lambda _: False}
-    kit.fit(state, kit.make_loader((X, X), batch_size=128), **options)
+    loader = kit.make_loader((X, X), batch_size=128)
+    kit.fit(state, loader, loss_fn=nn.MSELoss(), epochs=1, step=step, **options)
     whole = time.perf_counter() - begins[0]
     steps = [end - begin for begin, end in zip(begins, ends)]
     gaps = [begin - end for begin, end in zip(begins[1:], ends)]
@@ -60,32 +51,31 @@ def train(state, folder=None):
 
 def measure(width, folder):
     without, _, _ = train(make_state(width))
-    Path(folder, "last.pt").unlink(missing_ok=True)  # fit would not replace it
     state = make_state(width)
-    whole, steps, gaps = train(state, folder)
+    # best.pt would be one file more
+    options = {"checkpoint": folder, "save_every": EVERY, "best": lambda _: False}
+    whole, steps, gaps = train(state, **options)
 
+    content = [state.model.state_dict(), *state.optimizer.state.values()]
     start = time.perf_counter()
-    copies = [tensor.clone() for tensor in tensors(state)]
+    copies = [tensor.clone() for part in content for tensor in part.values()]
     copied = time.perf_counter()
     kit.save_checkpoint(state, Path(folder, "saved.pt"))
     saved = time.perf_counter()
 
-    size = sum(tensor.nbytes for tensor in copies) / 1e6
-    stall = statistics.median(gaps[EVERY - 1 :: EVERY])
     print(
-        f"{size:.0f} MB: step {statistics.median(steps):.3f} s, "
+        f"{sum(tensor.nbytes for tensor in copies) / 1e6:.0f} MB: "
+        f"step {median(steps):.3f} s, "
         f"copy {copied - start:.3f} s, save {saved - copied:.3f} s; "
-        f"stall {stall:.3f} s, lost {(whole - without) / SAVES:.3f} s a save",
+        f"stall {median(gaps[EVERY - 1 :: EVERY]):.3f} s, "
+        f"lost {(whole - without) / SAVES:.3f} s a save",
         flush=True,
     )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--width", type=int, default=2048)
-    parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args()
-    train(make_state(given.width))  # warms up
-    with tempfile.TemporaryDirectory() as folder:
-        for _ in range(given.rounds):
-            measure(given.width, folder)
+    width = int(sys.argv[1]) if sys.argv[1:] else 2048
+    train(make_state(width))  # warms up
+    for _ in range(3):
+        with TemporaryDirectory() as folder:
+            measure(width, folder)

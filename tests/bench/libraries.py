@@ -1,19 +1,17 @@
 """kit.fit beside the loops that people use: time, memory, import, and what is learned.
 
     pip install tabulate lightning accelerate pytorch-ignite skorch keras
-    OMP_NUM_THREADS=1 python tests/bench/libraries.py [--rounds 5]
-        [--jobs line,table,images] [--only bare-fused,kit-fused]
+    python tests/bench/libraries.py [--rounds 5] [--jobs line,table] [--only bare,kit]
 
 bare is the limit: tensors in memory, an index for each batch, no bookkeeping.
 hand-written is the plain PyTorch loop, with a DataLoader and loss.item().
 
-Each measurement is a process of its own. In a round each loop takes one turn; a ratio is
-of two times of one round, and what is printed is the median over the rounds. All loops
-start from the same weights (but for Keras, which makes its own layers), shuffle, and
-validate after every epoch in batches of the training's size. Progress bars, logs and
-checkpoints are off. The first epoch warms up, the others are timed. Import is what a
-library adds to torch. (!) marks a val loss that differs from the hand-written loop's by
-more than 5 % of what that has learned.
+Each measurement is a process of its own, of one thread, and times are its CPU times. In a
+round each loop takes one turn; ratios are of two turns of one round, and what is printed
+is the median over the rounds. All loops start from the same weights (but for Keras, which
+makes its own layers), shuffle, and validate after every epoch in batches of the training's
+size. Progress bars, logs and checkpoints are off. The first epoch warms up, the others are
+timed. Import is what a library adds to torch.
 """
 
 import argparse
@@ -23,55 +21,42 @@ import os
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from turns import ratio
 
 # kit and tabulate are not imported here: what importing kit takes is measured
 
-
-class Job(NamedTuple):
-    model: nn.Module
-    optimizer: type
-    lr: float
-    loss: type
-    train: tuple
-    val: tuple
-    batch_size: int
-    epochs: int
+Job = namedtuple("Job", "model optimizer lr loss train val batch_size epochs")
 
 
 def make_job(name):
     if name == "line":
         X = torch.arange(50)[:, None] / 50
-        y = 0.7 * X + 0.3
-        model, train_rows = nn.Linear(1, 1), 40
-        options = torch.optim.SGD, 0.01, nn.L1Loss
+        y, n = 0.7 * X + 0.3, 40
+        model, options = nn.Linear(1, 1), (torch.optim.SGD, 0.01, nn.L1Loss)
         sizes = 8, 500  # batch size, epochs
     elif name == "table":
-        X = torch.randn(110_000, 32)
+        X, n = torch.randn(110_000, 32), 100_000
         y = X.sum(1, keepdim=True) + torch.randn(len(X), 1)
         first, second = (nn.Linear(32, 64), nn.ReLU()), (nn.Linear(64, 64), nn.ReLU())
-        model, train_rows = nn.Sequential(*first, *second, nn.Linear(64, 1)), 100_000
-        options = torch.optim.Adam, 0.001, nn.MSELoss
-        sizes = 256, 4
+        model = nn.Sequential(*first, *second, nn.Linear(64, 1))
+        options, sizes = (torch.optim.Adam, 0.001, nn.MSELoss), (256, 4)
     elif name == "images":
-        y = torch.arange(8500) % 10
+        y, n = torch.arange(8500) % 10, 8000
         X = torch.randn(10, 1, 28, 28)[y] + 4 * torch.randn(len(y), 1, 28, 28)
         first = nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)
         second = nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)
-        last = nn.Flatten(), nn.Linear(32 * 7 * 7, 10)
-        model, train_rows = nn.Sequential(*first, *second, *last), 8000
-        options = torch.optim.Adam, 0.001, nn.CrossEntropyLoss
-        sizes = 64, 3
-    train, val = (X[:train_rows], y[:train_rows]), (X[train_rows:], y[train_rows:])
-    return Job(model, *options, train, val, *sizes)
+        model = nn.Sequential(*first, *second, nn.Flatten(), nn.Linear(32 * 7 * 7, 10))
+        options, sizes = (torch.optim.Adam, 0.001, nn.CrossEntropyLoss), (64, 3)
+    return Job(model, *options, (X[:n], y[:n]), (X[n:], y[n:]), *sizes)
 
 
 def make_optimizer(job, **options):
@@ -123,21 +108,39 @@ def with_kit(job, epochs, mark, **options):
 
 
 def hand_written(job, epochs, mark):
-    model, loss_fn, (train, val) = job.model, job.loss(), make_loaders(job)
-    optimizer = make_optimizer(job)
+    parts = job.model, make_optimizer(job), *make_loaders(job)
+    plain_loop(
+        *parts, job.loss(), epochs, mark, torch.Tensor.backward, lambda *pair: pair
+    )
+
+
+def with_accelerate(job, epochs, mark):
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    parts = job.model, make_optimizer(job), *make_loaders(job)
+    parts = accelerator.prepare(*parts)
+
+    def gather(*pair):
+        return accelerator.gather_for_metrics(pair)
+
+    plain_loop(*parts, job.loss(), epochs, mark, accelerator.backward, gather)
+
+
+def plain_loop(model, optimizer, train, val, loss_fn, epochs, mark, backward, gather):
     for _ in range(epochs):
         model.train()
         train_loss = val_loss = 0.0
         for X, y in train:
             optimizer.zero_grad()
             loss = loss_fn(model(X), y)
-            loss.backward()
+            backward(loss)
             optimizer.step()
             train_loss += loss.item()
         model.eval()
         with torch.no_grad():
             for X, y in val:
-                val_loss += loss_fn(model(X), y).item()
+                val_loss += loss_fn(*gather(model(X), y)).item()
         mark(val_loss / len(val))
 
 
@@ -171,29 +174,6 @@ def with_lightning(job, epochs, mark):
     )
     options = {"accelerator": "cpu", **dict.fromkeys(off, False)}
     lightning.Trainer(max_epochs=epochs, **options).fit(Module(), *make_loaders(job))
-
-
-def with_accelerate(job, epochs, mark):
-    from accelerate import Accelerator
-
-    accelerator, loss_fn = Accelerator(cpu=True), job.loss()
-    parts = job.model, make_optimizer(job), *make_loaders(job)
-    model, optimizer, train, val = accelerator.prepare(*parts)
-    for _ in range(epochs):
-        model.train()
-        train_loss = val_loss = 0.0
-        for X, y in train:
-            optimizer.zero_grad()
-            loss = loss_fn(model(X), y)
-            accelerator.backward(loss)
-            optimizer.step()
-            train_loss += loss.item()
-        model.eval()
-        with torch.no_grad():
-            for X, y in val:
-                outputs, y = accelerator.gather_for_metrics((model(X), y))
-                val_loss += loss_fn(outputs, y).item()
-        mark(val_loss / len(val))
 
 
 def with_ignite(job, epochs, mark):
@@ -271,22 +251,22 @@ LOOPS = {  # function, module whose import is timed, what pip installs
 def measure_here(name, job_name):
     """Measure a loop in this process, and print what came of it as JSON."""
     loop, module, _ = LOOPS[name]
+    torch.set_num_threads(1)
     torch.optim.SGD([torch.zeros(1)])  # the first optimizer of a process imports much
     start = time.perf_counter()
     importlib.import_module(module)
     found = {"import": time.perf_counter() - start}
 
     torch.manual_seed(0)
-    job, times, losses = make_job(job_name), [], []
+    job, times = make_job(job_name), []
     found["untrained"] = float(validate(job))
 
     def mark(val_loss):
-        times.append(time.perf_counter())
-        losses.append(float(val_loss))
+        times.append(time.process_time())
+        found["loss"] = float(val_loss)
 
     loop(job, job.epochs + 1, mark)
     found["ms"] = 1000 * (times[-1] - times[0]) / job.epochs
-    found["loss"] = losses[-1]
     peak = Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]
     print(json.dumps(found | {"MiB": int(peak) / 1024}))
 
@@ -296,10 +276,10 @@ def measure(name, job_name):
     folder = Path(__file__).parent
     env = {"PYTHONPATH": f"{folder.parents[1]}{os.pathsep}{folder}"}
     env |= {"KERAS_BACKEND": "torch", "KERAS_HOME": os.devnull}  # or it writes a file
-    env = os.environ | env | {"CUDA_VISIBLE_DEVICES": ""}
+    env |= {"CUDA_VISIBLE_DEVICES": ""}
     code = f"import libraries; libraries.measure_here({name!r}, {job_name!r})"
-    command = [sys.executable, "-c", code]
-    ran = subprocess.run(command, check=False, capture_output=True, text=True, env=env)
+    pipes = {"capture_output": True, "text": True, "env": os.environ | env}
+    ran = subprocess.run([sys.executable, "-c", code], check=False, **pipes)
     if ran.returncode:
         print(f"{name} failed on {job_name}:", ran.stderr.strip().split("\n")[-1])
         return None
@@ -310,46 +290,35 @@ def report(job_name, results):
     """Print a table, fastest first, then kit beside the bare loop."""
     from tabulate import tabulate
 
-    def ratio(name, other):
-        rounds = zip(results[name], results[other])
-        ratios = sorted(mine["ms"] / theirs["ms"] for mine, theirs in rounds)
-        return median(ratios), f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
-
-    def middle(name, key):
-        return median(found[key] for found in results[name])
-
     results = {name: founds for name, founds in results.items() if all(founds)}
-    hand, untrained = (
-        middle("hand-written", "loss"),
-        middle("hand-written", "untrained"),
-    )
+    times = {name: [found["ms"] for found in results[name]] for name in results}
     rows = []
-    for name in results:
-        numbers = [middle(name, key) for key in ("MiB", "import", "loss")]
-        mark = "(!)" if abs(numbers[-1] - hand) > 0.05 * (untrained - hand) else ""
-        rows.append(
-            [name, middle(name, "ms"), *ratio(name, "hand-written"), *numbers, mark]
-        )
-    rows.sort(key=lambda row: row[2])
-    titles = ["", "ms an epoch", "x hand", "spread", "peak MiB", "import s", "val loss"]
-    formats = ("", ".2f", ".2f", "", ".0f", ".2f", ".4f")
+    for name, founds in results.items():
+        numbers = []
+        for key in ("ms", "MiB", "import", "loss"):
+            numbers.append(median(found[key] for found in founds))
+        rows.append([name, *ratio(times[name], times["hand-written"]), *numbers])
+    rows.sort(key=lambda row: row[1])
+    titles = ["", "x hand", "spread", "ms an epoch", "peak MiB", "import s", "val loss"]
+    formats = ("", ".2f", "", ".2f", ".0f", ".2f", ".4f")
+    untrained = results["hand-written"][0]["untrained"]
     print(f"\n{job_name} (val loss untrained: {untrained:.4f})\n")
-    print(tabulate(rows, [*titles, ""], floatfmt=formats), flush=True)
+    print(tabulate(rows, titles, floatfmt=formats), flush=True)
     for name, other in ("kit", "bare"), ("kit-fused", "bare-fused"):
-        if name in results and other in results:
-            print("{} / {}: {:.2f} ({})".format(name, other, *ratio(name, other)))
+        if name in times and other in times:
+            middle, spread = ratio(times[name], times[other])
+            print(f"{name} / {other}: {middle:.3f} ({spread})")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--jobs", default=",".join(JOBS), help="default: %(default)s")
+    parser.add_argument("--jobs", default=",".join(JOBS))
     parser.add_argument("--only", default=",".join(LOOPS), help="and hand-written")
     given = parser.parse_args()
     jobs, only = given.jobs.split(","), given.only.split(",")
-    for name in (*jobs, *only):
-        if name not in (*JOBS, *LOOPS):
-            parser.error(f"{name} is no job ({JOBS}) and no loop ({tuple(LOOPS)})")
+    assert set(jobs) <= set(JOBS), f"the jobs are {JOBS}"
+    assert set(only) <= set(LOOPS), f"the loops are {tuple(LOOPS)}"
 
     names = [name for name in LOOPS if name in (*only, "hand-written")]
     for package in dict.fromkeys(LOOPS[name][2] for name in names):

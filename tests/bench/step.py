@@ -1,21 +1,19 @@
 """What a step of kit.fit costs beside the same step in a bare loop, and what a row costs.
 
-    OMP_NUM_THREADS=1 python tests/bench/step.py [--rounds 9]
+    python tests/bench/step.py [ROUNDS]
 
 The bare loop has its tensors in memory and keeps no books: no totals, no seeds, no
-checks. Neither loop validates. They take turns in one process, with the same weights and
-a fused optimizer; a ratio is of one round, the median over the rounds is printed.
-
-The second table is of one mlp and batch size, and more and more rows: all that a row
-costs should be the reading of it and its share of a step, however many there are.
+checks. Neither loop validates; the optimizer is fused. The second part is of one mlp and
+one batch size: what a row costs must not depend on how many there are.
 """
 
-import argparse
-import time
-from statistics import median
+import math
+import sys
+from functools import partial
 
 import torch
-from libraries import JOBS, make_job, make_optimizer
+from libraries import make_job, make_optimizer
+from turns import take_turns
 
 import kit
 
@@ -37,55 +35,27 @@ def with_kit(job):
     kit.fit(state, loader, loss_fn=job.loss(), epochs=job.epochs)
 
 
-def seconds(loop, job):
-    weights = {name: value.clone() for name, value in job.model.state_dict().items()}
-    start = time.perf_counter()
-    loop(job)
-    found = time.perf_counter() - start
-    job.model.load_state_dict(weights)
-    return found
-
-
-def compare(job, rounds):
-    """Seconds of both loops, and the ratios by round, sorted."""
-    for loop in (bare, with_kit):  # warm up
-        seconds(loop, job)
-    pairs = [(seconds(bare, job), seconds(with_kit, job)) for _ in range(rounds)]
-    bares, kits = zip(*pairs)
-    return median(bares), median(kits), sorted(k / b for b, k in pairs)
-
-
-def print_steps(rounds):
-    print(f"{'':8}{'bare, us a step':>16}{'kit':>8}{'ratio':>8}   spread")
-    for name in JOBS:
-        job = make_job(name)
-        theirs, ours, ratios = compare(job, rounds)
-        steps = job.epochs * -(-len(job.train[0]) // job.batch_size)
-        print(
-            f"{name:8}{1e6 * theirs / steps:16.0f}{1e6 * ours / steps:8.0f}"
-            f"{median(ratios):8.2f}   {ratios[0]:.2f} to {ratios[-1]:.2f}",
-            flush=True,
-        )
-
-
-def print_rows(rounds):
-    print(f"\n{'rows':>10}{'bare, us a row':>16}{'kit':>8}{'ratio':>8}")
-    for rows in (10_000, 100_000, 1_000_000, 3_000_000):
-        X = torch.randn(rows, 32)
-        epochs = max(1, 100_000 // rows)
-        job = make_job("table")._replace(train=(X, X[:, :1]), epochs=epochs)
-        theirs, ours, ratios = compare(job, rounds)
-        each = 1e6 / (rows * epochs)
-        print(
-            f"{rows:10,}{each * theirs:16.3f}{each * ours:8.3f}{median(ratios):8.2f}",
-            flush=True,
-        )
+def compare(label, job, count, rounds):
+    ways = {"bare": partial(bare, job), "kit": partial(with_kit, job)}
+    (theirs, *_), (ours, ratio, spread) = take_turns(ways, rounds).values()
+    us = 1e6 / (count * job.epochs)
+    print(
+        f"{label:15} bare {us * theirs:8.3f} us, kit {us * ours:8.3f}, "
+        f"ratio {ratio:.3f} ({spread})",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=9)
-    given = parser.parse_args()
-    torch.manual_seed(0)
-    print_steps(given.rounds)
-    print_rows(min(given.rounds, 3))
+    rounds = int(sys.argv[1]) if sys.argv[1:] else 15
+    torch.set_num_threads(1)
+    for name, epochs in {"line": 40, "table": 1, "images": 1}.items():
+        job = make_job(name)._replace(epochs=epochs)
+        steps = math.ceil(len(job.train[0]) / job.batch_size)
+        compare(f"{name}, a step", job, steps, rounds)
+
+    job = make_job("table")
+    for n in (10_000, 100_000, 1_000_000, 3_000_000):
+        X = torch.randn(n, 32)
+        job = job._replace(train=(X, X[:, :1]), epochs=max(1, 100_000 // n))
+        compare(f"1 of {n:,}", job, n, min(rounds, 3))
