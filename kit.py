@@ -27,6 +27,12 @@ The sections carry the numbers of the tutorial and of the recipes:
 
 from __future__ import annotations
 
+import os
+import signal
+
+if __name__ == "__main__":  # Ctrl-C while torch is imported, which takes seconds
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import atexit
 import copy
 import csv
@@ -36,11 +42,9 @@ import itertools
 import json
 import logging
 import math
-import os
 import pickle
 import random
 import re
-import signal
 import sys
 import threading
 import time
@@ -1215,18 +1219,20 @@ def _check_moments(saved, optimizer, name):
     parameters = _parameters(optimizer)
     if not saved.keys() <= set(range(len(parameters))):
         raise ValueError(f"{name}: the optimizer has only {len(parameters)} parameters")
+    if not all(isinstance(moments, dict) for moments in saved.values()):
+        raise ValueError(f"{name}: the optimizer's moments are not whole")
 
-    # torch's own keep numbers, and tensors like the parameter, all but these two
+    # of torch's own all but these two keep tensors like the parameter, and these ()
     others = torch.optim.LBFGS | torch.optim.Adafactor
+    scalars = ("step", "eta", "mu", "mu_product")
     if isinstance(optimizer, others) or "torch.optim" not in type(optimizer).__module__:
         return
     for i, moments in saved.items():
-        for moment in _leaves(moments):
-            if isinstance(moment, Tensor) and not moment.ndim:
-                continue  # such as Adam's step
-            if _describe(moment) not in (_describe(parameters[i]), "a number", "None"):
+        for key, moment in moments.items():
+            scalar = key in scalars and isinstance(moment, Tensor) and not moment.ndim
+            if not scalar and _describe(moment) != _describe(parameters[i]):
                 must = f"must be {_describe(parameters[i])}, got {_describe(moment)}"
-                raise ValueError(f"{name}: a moment of parameter {i} {must}")
+                raise ValueError(f"{name}: {key!r:.60} of parameter {i} {must}")
 
     # such as step, exp_avg, exp_avg_sq: the same in all of a group
     numbers = iter(range(len(parameters)))
@@ -3244,4 +3250,5 @@ def _export_command(run, file, model):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     main(prog_name="python -m kit")

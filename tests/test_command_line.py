@@ -614,3 +614,12 @@ def test_a_mistake_is_answered_in_one_line(files, command, words):
     line = refused(command)
     assert all(word in line for word in words), line
     assert not Path("runs").exists()
+
+
+def test_ctrl_c_while_torch_is_imported_is_quiet():
+    command = [sys.executable, "-m", "kit", "fit"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1] == b"" and process.returncode == 130
