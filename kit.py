@@ -1723,7 +1723,10 @@ def _raise_for_signal(number, message):
         raise KeyboardInterrupt(message)
     ending = SystemExit(message)
     ending.code = 128 + number  # the exit status, as a shell gives it
-    raise ending
+    try:
+        raise ending
+    finally:  # else it and its traceback would keep the loaders and their workers alive
+        del ending
 
 
 # ----------------------------------------- several processes, started by torchrun
