@@ -37,9 +37,6 @@ def trained(state=None, epochs=1):
     return kit.fit(state or make_state(), loader, **options)
 
 
-# ---------------------------------------------------------------------- what it holds
-
-
 def test_every_file_is_plain_and_loads_weights_only():
     config = {"lr": np.float64(0.1), "mean": torch.arange(2), "n": (1, None)}
     state = trained(make_state(optimizer=torch.optim.SGD, lr=np.float64(0.1)))
@@ -135,21 +132,6 @@ def test_what_is_not_plain_is_refused():
     assert not os.listdir()
 
 
-def test_views_and_tied_weights_are_saved_as_they_are_used():
-    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
-    model[1].weight = model[0].weight
-    model.register_buffer("first", torch.zeros(100_000)[:3])
-    path = kit.save_checkpoint(make_state(model), "a.pt")
-    assert path.stat().st_size < 20_000
-    before = model[1].weight.detach().clone()
-    nn.init.zeros_(model[0].weight)
-    kit.load_checkpoint(make_state(model), path)
-    assert torch.equal(model[0].weight, before) and model[1].weight is model[0].weight
-
-
-# ------------------------------------------------------------------ how it is written
-
-
 @pytest.mark.parametrize("call", ["save", "fsync file", "replace", "fsync folder"])
 def test_a_failed_write_names_the_path_and_keeps_the_file(call, monkeypatch):
     state = make_state()
@@ -191,12 +173,6 @@ def test_a_full_disk_keeps_the_old_file_and_no_litter():
     assert path.read_bytes() == before and os.listdir("models") == ["a.pt"]
 
 
-def test_a_folder_that_cannot_be_made_is_one_line():
-    Path("models").write_text("a file in the way")
-    with refused(r"models/a\.pt.*(exists|directory)", OSError):
-        kit.save_checkpoint(make_state(), "models/a.pt")
-
-
 def test_a_file_is_on_the_disk_before_it_has_its_name(monkeypatch):
     calls = []
 
@@ -227,9 +203,6 @@ def test_a_pipe_is_written_to_and_not_replaced():
     reader.join(10)
     assert Path("pipe").is_fifo() and sorted(os.listdir()) == ["a.pt", "pipe"]
     assert_same(content(Path("a.pt")), content(state))
-
-
-# ------------------------------------------------------------------- what is refused
 
 
 class Evil:
@@ -317,9 +290,6 @@ def test_a_checkpoint_that_does_not_fit_touches_nothing(name):
     with refused(r"bad\.pt"):
         kit.load_checkpoint(state, "bad.pt")
     assert_same(content(state), before)
-
-
-# ------------------------------------------------------------------------------ wraps
 
 
 @pytest.fixture(scope="module")

@@ -488,7 +488,8 @@ def test_a_signal_saves_and_the_resume_is_exact(where, number):
     child = start(slow_fit, "run", where)
     wait_for(Path("now").exists)
     child.send(number)
-    assert child.wait() == (143 if number == signal.SIGTERM else -number)
+    expected = 143 if number == signal.SIGTERM else -number
+    assert child.wait() == expected, child.log()
     saved = kit.read_checkpoint("run/last.pt")
     assert saved["step"] < 21 and len(saved["history"]) < 3
     if where == "evaluation":  # which is left at once
@@ -565,7 +566,8 @@ def test_a_signal_to_the_workers_too_saves_and_ends(number):
     child = start(fit_with_workers)
     wait_for(Path("step 3").exists)
     os.killpg(child.process.pid, number)
-    assert child.wait() == (143 if number == signal.SIGTERM else -number)
+    expected = 143 if number == signal.SIGTERM else -number
+    assert child.wait() == expected, child.log()
     assert kit.read_checkpoint("run/last.pt")["step"] >= 3
 
 

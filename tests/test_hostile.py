@@ -65,8 +65,6 @@ def test_no_flipped_bit_changes_what_is_loaded():
     assert refused > len(bits) / 2
 
 
-# ------------------------------------------------------------------ making odd files
-
 CODE = ["cProfile:run", "planted:make", "os:system", "ctypes:string_at"]
 HUGE = 10**9
 
@@ -151,9 +149,6 @@ def make_hostile(good, path, seed):
         rezip(path, claim_more)
     elif seed % 10 == 2:  # members that are too long
         rezip(path, lambda name, data: data + bytes(dice.choice([1, 10**6])))
-
-
-# ----------------------------------------------------------------- and opening them
 
 
 def watched(call, seeds):

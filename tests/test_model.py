@@ -23,17 +23,9 @@ def test_a_new_state_has_done_nothing():
     assert (state.step, len(state.history), dict(state.sums)) == (0, 0, {})
     with pytest.raises(AttributeError):
         state.step = 1
-
-
-def test_two_states_share_nothing_that_can_be_filled():
-    first, second = (make_state(nn.Linear(1, 1)) for _ in range(2))
-    first.config["name"] = first.sums["loss"] = 1.0
-    assert dict(second.config) == dict(second.sums) == {}
-
-
-def test_deep_copies_of_a_state_train_apart():
-    state = make_state(nn.Linear(1, 1))
-    before = copy.deepcopy(state)
+    state.config["name"] = state.sums["loss"] = 1.0  # which is no other state's
+    assert make_state(nn.Linear(1, 1)).config == make_state(nn.Linear(1, 1)).sums == {}
+    before = copy.deepcopy(state)  # trains apart
     kit.fit(state, [kit.make_data()], loss_fn=nn.L1Loss(), epochs=1)
     assert not torch.equal(before.model.weight, state.model.weight)
     held = {id(p) for p in before.model.parameters()}
@@ -48,39 +40,29 @@ def test_a_criterions_parameters_are_refused():
     kit.make_state(nn.ModuleDict({"model": model, "criterion": criterion}), optimizer)
 
 
-def test_an_optimizer_of_another_model_is_refused():
-    model = nn.Sequential(nn.Linear(1, 1))
+def test_parts_that_do_not_go_together_are_refused():
+    model, replaced = nn.Linear(1, 1), nn.Sequential(nn.Linear(1, 1))
     optimizer = SGD(model.parameters(), lr=0.01)
-    model[0] = nn.Linear(1, 1)  # replaced after the optimizer was made
-    for other in (model, nn.Linear(1, 1), nn.ReLU()):
-        with pytest.raises(ValueError, match="model"):
-            kit.make_state(other, optimizer)
-
-
-def test_an_optimizer_may_hold_a_part_of_the_model():
-    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
-    optimizer = SGD([{"params": model[1].parameters(), "lr": 0.1}], lr=0.01)
-    assert kit.make_state(model, optimizer).optimizer is optimizer
-
-
-def test_what_is_no_optimizer_or_model_is_refused():
-    model = nn.Linear(1, 1)
-    optimizer = SGD(model.parameters(), lr=0.01)
-    for parts, word in (
-        ((model, Adam), "Adam"),
-        ((model, model.parameters()), "generator"),
-        ((model, lr_scheduler.StepLR(optimizer, 1)), "StepLR"),
-        ((nn.Linear, optimizer), "Linear"),
+    late = SGD(replaced.parameters(), lr=0.01)
+    replaced[0] = nn.Linear(1, 1)
+    step = lr_scheduler.StepLR(late, 1)
+    plateau = lr_scheduler.ReduceLROnPlateau(optimizer)
+    for words, *parts, options in (
+        ("model", nn.Linear(1, 1), optimizer, {}),
+        ("model", nn.ReLU(), optimizer, {}),
+        ("model", replaced, late, {}),
+        ("Adam", model, Adam, {}),
+        ("generator", model, model.parameters(), {}),
+        ("StepLR", model, step, {}),
+        ("Linear", nn.Linear, optimizer, {}),
+        ("another optimizer", model, optimizer, {"scheduler": step}),
+        ("per_step must be False", model, optimizer, {"per_step": True}),
+        ("per_step", model, optimizer, {"per_step": True, "scheduler": plateau}),
     ):
-        with refused(word):
-            kit.make_state(*parts)
-
-
-def test_a_scheduler_of_another_optimizer_is_refused():
-    model = nn.Linear(1, 1)
-    one, other = (SGD(model.parameters(), lr=0.01) for _ in range(2))
-    with pytest.raises(ValueError, match="another optimizer"):
-        kit.make_state(model, one, scheduler=lr_scheduler.StepLR(other, 1))
+        with refused(words):
+            kit.make_state(*parts, **options)
+    part = SGD([{"params": [model.bias], "lr": 0.1}], lr=0.01)
+    assert kit.make_state(model, part).optimizer is part  # of a part of the model
 
 
 CYCLE = {"base_lr": 0.01, "max_lr": 0.1, "cycle_momentum": False}
@@ -103,14 +85,6 @@ def test_per_step_says_when_a_schedule_advances(make):
         state = kit.fit(state, batches, loss_fn=nn.L1Loss(), epochs=2)
         by_step = SCHEDULERS[make] if per_step is None else per_step
         assert state.scheduler.last_epoch == (4 if by_step else 2)
-
-
-def test_per_step_needs_a_schedule_that_can():
-    model = nn.Linear(1, 1)
-    optimizer = SGD(model.parameters(), lr=0.01)
-    for scheduler in (None, lr_scheduler.ReduceLROnPlateau(optimizer)):
-        with pytest.raises(ValueError, match="per_step must be False"):
-            kit.make_state(model, optimizer, scheduler=scheduler, per_step=True)
 
 
 def test_unwrap_finds_the_model_in_every_wrap():
@@ -139,9 +113,6 @@ def test_the_summary_has_every_parameter_and_buffer():
     wide = model[0].weight.detach().double()
     assert f"mean {wide.mean():.4g}, std {wide.std():.4g}" in shown["0.weight"]
     assert f"{model[2].bias.item():.4g}" in shown["2.bias"]
-
-
-# ------------------------------------------------------------------------ Standardize
 
 
 def scales(n=500):
@@ -178,14 +149,10 @@ def test_constant_columns_become_zero_and_keep_their_scale():
     assert kit.Standardize(X)(X).tolist() == [[-1, 0], [1, 0]]
 
 
-def test_the_inverse_leads_back():
-    X = scales()
+def test_the_inverse_leads_back_and_images_go_by_pixel():
+    X, images = scales(), scales().reshape(250, 2, 7)
     there, back = kit.Standardize(X), kit.Standardize(X, inverse=True)
     torch.testing.assert_close(back(there(X)), X, rtol=1e-5, atol=0)
-
-
-def test_images_are_standardised_pixel_by_pixel():
-    images = scales().reshape(250, 2, 7)
     flat = kit.Standardize(images.flatten(1))(images.flatten(1))
     assert torch.equal(kit.Standardize(images)(images).flatten(1), flat)
 

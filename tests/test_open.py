@@ -229,12 +229,17 @@ def test_a_script_resumes_exactly_within_an_epoch(script):
 def test_a_script_evaluates_and_predicts_all_rows(script):
     model, loader = script.state().model, script.loader(shuffle=False)
     (batch,) = script.loader(batch_size=None, shuffle=False)
-    row = kit.evaluate(model, loader, **script.options)
+    seen = []
+    gather = lambda outputs, targets: seen.append((outputs, targets)) or len(seen)
     expected = script.plain(model, batch).item()
+    row = kit.evaluate(model, loader, metrics=gather, **script.options)
     assert row["loss"] == pytest.approx(expected, rel=1e-6)
     if script.model not in (GPT, Classifier):  # whose outputs may hold a loss
         predict = partial(kit.predict, model, forward=script.forward)
         assert_same(predict(loader), predict([batch]), 1e-6)
+        assert_same([outputs for outputs, _ in seen], [predict(loader)])
+    if script is SCRIPTS["multi-task"]:  # nests of targets, of all rows
+        assert_same(seen[0][1], batch[1])
 
 
 @pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
@@ -249,9 +254,6 @@ def test_a_scripts_batch_may_be_cut(script, accumulate):
     assert totals["weight"] == 6
     assert totals["loss"] / 6 == pytest.approx(loss.item(), rel=1e-6)
     assert_same([p.grad for p in model.parameters()], expected, 1e-6)
-
-
-# ----------------------------------------------------------------- losses with weights
 
 
 def of_tokens(logits, targets):
@@ -324,23 +326,6 @@ def test_accuracy_beside_the_loss_is_in_the_row(make):
         found = {key: row[f"{part}_{key}"] for key in expected}
         assert found == pytest.approx(expected, rel=1e-6)
     assert not {"train_weight", "val_weight"} & row.keys()
-
-
-# ----------------------------------------------------------------------- and the rest
-
-
-def test_metrics_get_nests_of_all_rows():
-    script, seen = SCRIPTS["multi-task"], []
-
-    def accuracy(outputs, targets):
-        seen.append((outputs, targets))
-        return (outputs["kind"].argmax(1) == targets["kind"]).double().mean()
-
-    model, loader = script.state().model, script.loader(shuffle=False)
-    row = kit.evaluate(model, loader, metrics=accuracy, **script.options)
-    (batch,) = script.loader(batch_size=None, shuffle=False)
-    assert_same(seen, [(kit.predict(model, [batch]), batch[1])], 1e-6)
-    assert list(row) == ["loss", "accuracy"]
 
 
 def test_a_bare_tensor_is_a_batch_for_a_forward():

@@ -135,17 +135,6 @@ def test_micro_batches_weigh_by_their_samples(n):
         assert totals["weight"] == n
 
 
-class InPlace(nn.Linear):
-    def forward(self, x):
-        x *= self.bias
-        return super().forward(x)
-
-
-def test_a_model_that_works_in_place_may_accumulate():
-    batch = table(7, 4)[0], table(7, 4, seed=2)[0]
-    check_step(InPlace(4, 4), batch, F.mse_loss, accumulate=3)
-
-
 BAD_BATCHES = {
     "unequal leaves": (torch.ones(4, 3), torch.ones(3, 1)),
     "unequal in a nest": (torch.ones(4, 3), {"y": [torch.ones(4), torch.ones(2)]}),
