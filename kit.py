@@ -19,7 +19,9 @@ and `forward(model, batch) -> (outputs, targets)` says how a batch meets the mod
 Not everything is pure: torch updates modules and optimizers in place, on_epoch is a
 callback, a loader is told its epoch, and run seeds torch's global generators.
 
-The sections carry the numbers of the tutorial and of the recipes:
+The sections carry the numbers of the recipes and of the tutorial that they follow,
+"PyTorch 机器学习工作流程 - 完整教程", which is built on chapter 01 of Daniel Bourke's
+Learn PyTorch for Deep Learning, https://www.learnpytorch.io/01_pytorch_workflow/:
 
     1 data   2 model   3 train   4 evaluate   5 checkpoint   6 together
     7 techniques   8 metrics   9 watch   10 export   11 tables and the command line
@@ -739,7 +741,7 @@ def train_step(
     scaler.unscale_(optimizer)
     if isinstance(loss, dict):
         # so far the gradient is that of total / all_rows: make it total / weight
-        factor = all_rows / (_all_ranks(model, totals["weight"]) + 1e-30)
+        factor = all_rows / (_sum_ranks(model, totals["weight"]) + 1e-30)
         for p in parameters:
             if p.grad is not None:
                 p.grad.mul_(factor)
@@ -775,9 +777,11 @@ def _micro_batches(model, batch, rows, accumulate):
     _at_least("accumulate", accumulate, 1)
     if rows == 0:  # the row of a rank that has none
         yield batch, 0
+        return
+
     size = math.ceil(rows / accumulate)
     ddp = _find_ddp(model)
-    for begin in range(0, rows, max(size, 1)):
+    for begin in range(0, rows, size):
         end = min(begin + size, rows)
         with ddp.no_sync() if ddp and end < rows else nullcontext():
             yield _cut(batch, begin, end), end - begin
@@ -842,11 +846,14 @@ def _add(totals, more):
     return added
 
 
-def _advance(scheduler, *value):
+def _advance(scheduler, metric=None):
     """scheduler.step, without torch's warning about stepping it before the optimizer."""
     with warnings.catch_warnings():  # after a resume the optimizer has not stepped yet
         warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step")
-        scheduler.step(*value)
+        if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
+            scheduler.step(metric)
+        else:
+            scheduler.step()
 
 
 # ------------------------------------------------------------------ 4 evaluate
@@ -1291,16 +1298,19 @@ def _check_content(content):
     if made != FORMAT:
         raise ValueError(f"its format must be {FORMAT}, got {made!r:.50}")
 
-    for key in ("config", "components", "model", "optimizer", "sums", "scaler"):
+    dicts = ("components", "model", "optimizer", "scaler", "sums", "history", "config")
+    for key in dicts:
         if not isinstance(content[key], dict):
             raise ValueError(f"{key} must be a dict")  # noqa: TRY004
 
     if type(content["step"]) is not int or content["step"] < 0:
         raise ValueError(f"step must be a whole number, got {content['step']!r:.50}")
     content["sums"] = {key: float(total) for key, total in content["sums"].items()}
-    parts = content["scheduler"], content["optimizer"]["param_groups"]
-    if not isinstance(content["optimizer"]["state"], dict) or not parts[1]:
+    optimizer = content["optimizer"]
+    if not isinstance(optimizer["state"], dict) or not optimizer["param_groups"]:
         raise ValueError("the optimizer is not whole")
+    if "scheduler" not in content:
+        raise ValueError("the scheduler is missing")
 
     # a stride of 0 lets a small file claim a huge tensor
     for leaf in _leaves(content):
@@ -1426,9 +1436,8 @@ def _steps(state, train, val, loss_fn, epochs, forward, measure, step, seed, sig
             totals, signal_number = _all_reduce(ddp, totals, signals)
             # in place of the step's own sums, which are this rank's only
             state = state._replace(sums=_add(before.sums, totals))
-            if (
-                device == CPU or state.step % 100 == 0
-            ):  # elsewhere, reading it synchronises
+            # elsewhere than on a CPU, reading it synchronises
+            if device == CPU or state.step % 100 == 0:
                 _check_loss(state)
             yield state, False, signal_number
 
@@ -1459,9 +1468,7 @@ def _steps(state, train, val, loss_fn, epochs, forward, measure, step, seed, sig
             row |= {f"val_{key}": value for key, value in scores.items()}
         # no update, no schedule: fp16 may have skipped every step of the epoch
         if state.scheduler and not state.per_step and row.get("train_skipped") != 1:
-            plateau = isinstance(state.scheduler, lr_scheduler.ReduceLROnPlateau)
-            value = [row.get("val_loss", row["train_loss"])] if plateau else []
-            _advance(state.scheduler, *value)
+            _advance(state.scheduler, row.get("val_loss", row["train_loss"]))
         row["seconds"] = time.perf_counter() - begun
         # rank 0's row on every rank: stopping must not depend on rounding or clocks
         state = state._replace(sums={}, history=(*state.history, _broadcast(row)))
@@ -1806,11 +1813,11 @@ def _count_rows(model, batch):
     if ddp is None:
         return rows, rows, 1
     # run says how many; else, in a loop of one's own, the ranks add them up
-    known = getattr(ddp, "rows", None) or (rows, int(_all_ranks(model, rows)))
+    known = getattr(ddp, "rows", None) or (rows, int(_sum_ranks(model, rows)))
     return *known, dist.get_world_size()
 
 
-def _all_ranks(model, number):
+def _sum_ranks(model, number):
     """The sum of the ranks' numbers."""
     if _find_ddp(model) is None:
         return number
@@ -2656,7 +2663,7 @@ class _FitCommand(click.Command):
 )
 @click.version_option(__version__)
 def main() -> None:
-    """Train a PyTorch model on the tutorial's line, or on a table of your own."""
+    """Train a PyTorch model on the line 0.7 x + 0.3, or on a table of your own."""
 
 
 def _numbers(kind, most):
@@ -2961,10 +2968,8 @@ def _make_model(config, rows=None):
     Without rows, to compare it with a checkpoint, built-in layers take no memory.
     """
     counts = [len(config["categories"].get(name, ())) for name in config["columns"]]
-    inputs, outputs = (
-        sum(max(count, 1) for count in counts),
-        len(config["classes"]) or 1,
-    )
+    inputs = sum(max(count, 1) for count in counts)  # a number is one column
+    outputs = len(config["classes"]) or 1
     own = config["model"] not in ("linear", "mlp")
 
     with nullcontext() if rows or own else torch.device("meta"):
@@ -3186,7 +3191,7 @@ def _evaluate_command(run, data, model):
     """
     trained, config, _ = _open(run, model)
     if data and not config["data"]:
-        raise ValueError(f"{run} is of the tutorial's line: leave --data out")
+        raise ValueError(f"{run} is of the line 0.7 x + 0.3: leave --data out")
 
     if data:
         table = read_table(data, target=config["target"], like=_schema(config))
