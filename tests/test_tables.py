@@ -198,3 +198,10 @@ def test_without_pandas_the_error_is_how_to_install_it(monkeypatch):
     with pytest.raises(ImportError, match="pip install .*pandas") as error:
         kit.read_table("t.csv")
     one_line(error)
+
+
+def test_text_after_many_numbers_makes_all_of_them_text():
+    rows = [f"{i % 7},{'1.50' if i % 2 else '2'}" for i in range(600_000)]
+    table = read("\n".join(["a,k", *rows, "5,new"]))
+    assert table.categories == {"k": ("1.50", "2", "new")}
+    assert table.inputs[-1].tolist() == [5, 2]
