@@ -293,8 +293,8 @@ def _identity(x):
 class _BatchSampler(Sampler):
     """Yields (seed numbers, rows) for each batch: a function of (seed, epoch, batch).
 
-    The next pass belongs to `epoch`, starts at batch `start` and yields this rank's
-    rows; a rank without rows gets one, so that it can take part in the all-reduce.
+    The next pass belongs to `epoch` and begins at batch `start`. `part`, if it is set,
+    says which rows of a batch this process reads.
     """
 
     def __init__(self, n, batch_size, shuffle, seed, steps, drop_last):
@@ -302,8 +302,7 @@ class _BatchSampler(Sampler):
         # batches in one pass over the data, and in an epoch
         self.in_pass = n // batch_size if drop_last else math.ceil(n / batch_size)
         self.steps = steps or self.in_pass
-        self.epoch = self.start = self.rank = 0
-        self.world = 1
+        self.epoch, self.start, self.part = 0, 0, None
 
     def __len__(self):
         return self.steps
@@ -318,24 +317,25 @@ class _BatchSampler(Sampler):
         return nth_pass, begin, min(begin + self.batch_size, self.n)
 
     def __iter__(self):
-        epoch, start, rank, world = self.epoch, self.start, self.rank, self.world
+        epoch, start, part = self.epoch, self.start, self.part
         # defaults for the next pass, if nobody sets them
-        self.epoch, self.start, self.rank, self.world = epoch + 1, 0, 0, 1
+        self.epoch, self.start, self.part = epoch + 1, 0, None
 
-        # the order of the rows, and which pass it is of; numpy slices it 5 µs faster
+        # the order of the rows, and which pass it is of
         order, order_of = range(self.n), -1
 
         for batch in range(start, self.steps):
             nth_pass, begin, end = self.position(epoch, batch)
             if self.shuffle and nth_pass != order_of:
                 generator = _generator(_hash(self.seed, nth_pass))
+                # numpy slices it 5 µs faster
                 order = torch.randperm(self.n, generator=generator).numpy()
                 order_of = nth_pass
-            # in one process that is all of the batch
-            first, last = _rank_rows(end - begin, rank, world)
-            last = max(last, first + 1)
-            numbers = (self.seed, epoch, batch, rank)
-            yield numbers, order[begin + first : begin + last]
+            if part:
+                begin, end = part(begin, end)
+                end = max(end, begin + 1)  # a rank without rows reads one all the same
+            # no two ranks have the same `begin`, so they draw other numbers
+            yield (self.seed, epoch, batch, begin), order[begin:end]
 
 
 def _hash(*numbers):
@@ -352,7 +352,9 @@ class _Tensors(TensorDataset):
         if isinstance(rows, range):
             return tuple([t[rows.start : rows.stop].clone() for t in self.tensors])
         rows = torch.from_numpy(rows)
-        return tuple([t.index_select(0, rows.to(t.device)) for t in self.tensors])
+        if not self.tensors[0].is_cpu:
+            rows = rows.to(self.tensors[0].device)
+        return tuple([t.index_select(0, rows) for t in self.tensors])
 
 
 class _SeededRows(Dataset):
@@ -365,7 +367,7 @@ class _SeededRows(Dataset):
         numbers, rows = key
         rows = [int(row) for row in rows]
 
-        with _keep_random_state(everything=True):
+        with _keep_random_state():
             _seed(CPU, *numbers, everything=True)
             # torch's own way to ask for several rows at once
             if hasattr(self.dataset, "__getitems__"):
@@ -376,18 +378,16 @@ class _SeededRows(Dataset):
 
 
 @contextmanager
-def _keep_random_state(*, everything):
-    """Restore torch's global generator afterwards; with everything all three."""
-    torch_state = torch.get_rng_state()
-    others = (random.getstate(), np.random.get_state()) if everything else None
+def _keep_random_state():
+    """Restore the global generators of torch, random and numpy afterwards."""
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
 
     try:
         yield
     finally:
-        torch.set_rng_state(torch_state)
-        if others:
-            random.setstate(others[0])
-            np.random.set_state(others[1])
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])
 
 
 def _seed(device, *numbers, everything=False):
@@ -398,8 +398,7 @@ def _seed(device, *numbers, everything=False):
         backend = torch.get_device_module(device)
         # all devices: the current one need not be the model's
         getattr(backend, "manual_seed_all", backend.manual_seed)(number)
-    # 10 µs; the batches of make_loader seed themselves
-    if everything:
+    if everything:  # which takes 10 µs
         random.seed(number)
         np.random.seed(number)
 
@@ -422,7 +421,7 @@ def _ignore_signals(ending, worker):
 
 
 def _map(function, nest):
-    """The nest of dicts, lists and tuples with the function applied to its tensors."""
+    """The nest of dicts, lists and tuples with the function applied to what they hold."""
     if isinstance(nest, Tensor):
         return function(nest)
     if isinstance(nest, Mapping):
@@ -432,55 +431,43 @@ def _map(function, nest):
         # a named tuple takes its items one by one
         return type(nest)(*items) if hasattr(nest, "_fields") else type(nest)(items)
 
-    return nest
+    return function(nest)
 
 
-def _leaves(nest):
-    """What is in dicts, lists and tuples, each thing once, however deep they are."""
-    # no recursion: a stranger's file may nest deep, and hold one thing many times
-    todo, seen = [nest], set()
-
-    while todo:
-        value = todo.pop()
-        if isinstance(value, Tensor) or not isinstance(value, (tuple, list, Mapping)):
-            yield value
-        elif id(value) not in seen:
-            seen.add(id(value))
-            todo.extend(value.values() if isinstance(value, Mapping) else value)
-
-
-def _rows(batch):
-    """The number of rows N of a batch, counted at its tensors (N, ...)."""
+def _place(batch, device=None):
+    """The batch on the device, and its number of rows, counted at its tensors (N, ...)."""
     lengths = set()
-    for leaf in _leaves(batch):
-        if isinstance(leaf, Tensor):
-            lengths.add(leaf.shape[0] if leaf.ndim else 0)
 
+    def place(leaf):
+        if not isinstance(leaf, Tensor):
+            return leaf
+        lengths.add(leaf.shape[0] if leaf.ndim else 0)
+        if device is None or leaf.device == device:
+            return leaf
+        return leaf.to(device, non_blocking=True)
+
+    batch = _map(place, batch)
     if len(lengths) != 1:
         raise ValueError(
             "a batch must hold tensors (N, ...) of one N, such as (inputs, targets), got "
             f"lengths {sorted(lengths)}"
         )
 
-    return lengths.pop()
+    return batch, lengths.pop()
 
 
 def _cut(batch, begin, end):
     """Some rows of the batch, as copies."""
-    # constants go along; a list of texts, say, would not be cut with the rest
-    for leaf in _leaves(batch):
-        if not isinstance(leaf, Tensor | int | float | None):
-            raise TypeError(f"only tensors can be cut, got a {type(leaf).__name__}")
-    return _map(lambda t: t[begin:end].clone(), batch)
 
+    def cut(leaf):
+        if isinstance(leaf, Tensor):
+            return leaf[begin:end].clone()
+        # constants go along; a list of texts, say, would not be cut with the rest
+        if isinstance(leaf, int | float | None):
+            return leaf
+        raise TypeError(f"only tensors can be cut, got a {type(leaf).__name__}")
 
-def _to(device, nest):
-    """The nest with its tensors on the device."""
-
-    def move(t):
-        return t if t.device == device else t.to(device, non_blocking=True)
-
-    return _map(move, nest)
+    return _map(cut, batch)
 
 
 # --------------------------------------------------------------------- 2 model
@@ -693,8 +680,8 @@ def train_step(
     model's device. loss_fn(outputs, targets) returns the mean over the N samples, or a
     dict of totals with "loss" and "weight", which divides all of them. A micro-batch
     counts by its samples, or its weight, so that the gradient is the whole batch's,
-    except where it depends on the other rows (BatchNorm) or on random draws (dropout). clip is
-    the largest norm of the gradient, or a function of the parameters such as
+    except where it depends on the other rows (BatchNorm) or on random draws (dropout).
+    clip is the largest norm of the gradient, or a function of the parameters such as
     partial(clip_grad_value_, clip_value=1.0).
 
     Returns the state and this batch's totals: loss, weight, the others of loss_fn,
@@ -709,49 +696,51 @@ def train_step(
     Source: tutorial 3.3, 7.1, 7.2, 7.4.
     """
     model, optimizer, scaler = state.model, state.optimizer, state.scaler
-    if isinstance(clip, int | float) and not clip > 0:
+    _at_least("accumulate", accumulate, 1)
+    if clip is not None and not callable(clip) and not clip > 0:
         raise ValueError(f"clip must be above 0, got {clip}")
 
     parameters = _parameters(optimizer)
-    batch = _to(parameters[0].device, batch)
-    # in one process rows == all_rows and world == 1
-    rows, all_rows, world = _count_rows(model, batch)
-    totals: Totals = {}
+    batch, rows = _place(batch, parameters[0].device)
+    # in one process counted == all_rows == rows, and world == 1
+    ddp = _find_ddp(model)
+    counted, all_rows, world = _count_rows(ddp, rows)
     for p in parameters:
         p.grad = None  # the same as optimizer.zero_grad(), 5 µs faster
 
-    # 1. gradients, summed over the micro-batches
-    parts = [(batch, rows)]
-    if accumulate != 1:
-        parts = _micro_batches(model, batch, rows, accumulate)
-    for part, part_rows in parts:
-        loss = _loss(loss_fn, *forward(model, part))
-        # DDP averages over the ranks, hence "* world". A mean counts by its share of all
-        # rows; a total is divided by all rows now, and by its true weight in part 2
-        if isinstance(loss, dict):
-            objective, share = loss["loss"], min(rows, 1) * world / all_rows
-        else:
-            objective, share = loss, part_rows * world / all_rows
-        if share != 1:  # else it is the plain loop's loss, to the last bit
-            objective = objective * share
-        scaler.scale(objective).backward()
+    # 1. gradients, summed over the micro-batches, of which the last may be shorter
+    totals: Totals = {}
+    size = math.ceil(rows / accumulate)
+    for begin in range(0, rows, size):
+        end = min(begin + size, rows)
+        part = batch if size >= rows else _cut(batch, begin, end)
+        # the ranks all-reduce their gradients once, at the last backward
+        with ddp.no_sync() if ddp and end < rows else nullcontext():
+            loss = _loss(loss_fn, *forward(model, part))
+            # DDP averages over the ranks, hence "* world". A mean counts by its share of
+            # all rows; a total is divided by them now, and by its weight in part 2
+            part_rows = min(end - begin, counted)
+            share = min(counted, 1) if isinstance(loss, dict) else part_rows
+            objective = loss["loss"] if isinstance(loss, dict) else loss
+            if share * world != all_rows:  # else it's the plain loop's, to the last bit
+                objective = objective * (share * world / all_rows)
+            scaler.scale(objective).backward()
         totals = _add(totals, _totals(loss, part_rows))
 
     # 2. the gradient as it is meant: unscaled, divided, then clipped
     scaler.unscale_(optimizer)
     if isinstance(loss, dict):
         # so far the gradient is that of total / all_rows: make it total / weight
-        factor = all_rows / (_sum_ranks(model, totals["weight"]) + 1e-30)
+        factor = all_rows / (_sum_ranks(ddp, totals["weight"]) + 1e-30)
         for p in parameters:
             if p.grad is not None:
                 p.grad.mul_(factor)
-    if clip is not None:
-        if callable(clip):
-            norm = clip(parameters)
-        else:
-            norm = nn.utils.clip_grad_norm_(parameters, clip)
-        if norm is not None:
-            totals["grad_norm"] = _detach(norm) * totals["weight"]
+    if callable(clip):
+        norm = clip(parameters)
+    elif clip is not None:
+        norm = nn.utils.clip_grad_norm_(parameters, clip)
+    else:
+        norm = None
 
     # 3. the update, and with it the schedule
     scale = scaler.get_scale()
@@ -760,59 +749,35 @@ def train_step(
     skipped = scaler.get_scale() < scale  # fp16 met an infinite or NaN gradient
     if scaler.is_enabled():
         totals["skipped"] = skipped * totals["weight"]
-    if skipped:
-        totals.pop("grad_norm", None)
+    if norm is not None and not skipped:
+        totals["grad_norm"] = _detach(norm) * totals["weight"]
     if state.per_step and not skipped:
         _advance(state.scheduler)
 
     return state._replace(step=state.step + 1, sums=_add(state.sums, totals)), totals
 
 
-def _micro_batches(model, batch, rows, accumulate):
-    """Yield (part, rows). The last part may be shorter.
-
-    The caller's backward of all parts but the last runs inside of no_sync, so that the
-    ranks all-reduce their gradients once.
-    """
-    _at_least("accumulate", accumulate, 1)
-    if rows == 0:  # the row of a rank that has none
-        yield batch, 0
-        return
-
-    size = math.ceil(rows / accumulate)
-    ddp = _find_ddp(model)
-    for begin in range(0, rows, size):
-        end = min(begin + size, rows)
-        with ddp.no_sync() if ddp and end < rows else nullcontext():
-            yield _cut(batch, begin, end), end - begin
-
-
-# losses that would broadcast (N,) against (N, 1) to (N, N)
-_ELEMENTWISE = {
-    F.l1_loss,
-    F.mse_loss,
-    F.huber_loss,
-    F.smooth_l1_loss,
-    F.binary_cross_entropy_with_logits,
-    nn.L1Loss,
-    nn.MSELoss,
-    nn.HuberLoss,
-    nn.SmoothL1Loss,
-    nn.BCEWithLogitsLoss,
-}
-
-
 def _loss(loss_fn, outputs, targets):
     """What loss_fn returns, checked."""
     shape, must = getattr(outputs, "shape", None), getattr(targets, "shape", None)
-    if shape != must and shape is not None and must is not None:
-        function = getattr(loss_fn, "func", loss_fn)  # inside a partial
-        if function in _ELEMENTWISE or type(function) in _ELEMENTWISE:
+    if (
+        shape == must
+        or shape is None
+        or must is None
+        or not targets.is_floating_point()
+    ):
+        loss = loss_fn(outputs, targets)
+    else:
+        # torch only warns where a loss broadcasts (N, 1) and (N,) to (N, N)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", "Using a target size")
+                loss = loss_fn(outputs, targets)
+        except UserWarning:
             raise ValueError(
                 f"outputs must be of the targets' shape {tuple(must)}, got "
                 f"{tuple(shape)}, which this loss would broadcast: reshape one"
-            )
-    loss = loss_fn(outputs, targets)
+            ) from None
     if isinstance(loss, dict) and not {"loss", "weight"} <= loss.keys():
         raise ValueError(f'loss_fn must give "loss" and "weight", got {list(loss)}')
 
@@ -889,14 +854,14 @@ def _eval_batch(model, batch, loss_fn, forward, device):
     """The totals, and the pair of outputs and targets."""
     if model.training:
         model.eval()  # the loader has trained it
-    batch = _to(device, batch)
+    batch, rows = _place(batch, device)
 
     # by batch: the loader may need gradients in between, as an attack does
     with torch.no_grad():
         outputs, targets = forward(model, batch)
         loss = _loss(loss_fn, outputs, targets)
 
-    return _totals(loss, _rows(batch)), (outputs, targets)
+    return _totals(loss, rows), (outputs, targets)
 
 
 def evaluate(
@@ -921,24 +886,26 @@ def evaluate(
     (0.153, 0.243)
     """
     _check_type("model", model, nn.Module)
-    return _evaluate(model, loader, loss_fn, forward, metrics)
+    # a foreign loader draws; so may a model, or a metric
+    with _keep_random_state():
+        return _evaluate(model, loader, loss_fn, forward, metrics)
 
 
-def _evaluate(model, loader, loss_fn, forward, measure, epoch=None, check=lambda: None):
-    """evaluate, of an epoch that the loader is told; check() may leave it by raising."""
-    ddp = _find_ddp(model)
+def _evaluate(model, loader, loss_fn, forward, measure, epoch=None, interrupted=None):
+    """evaluate, of an epoch that the loader is told; None once it is interrupted()."""
+    ddp, device = _find_ddp(model), _device(model)
     if ddp is model:
         model = ddp.module  # whose forward waits for no other rank
     incremental = hasattr(measure, "compute")  # takes batch by batch, as torchmetrics
     if incremental:
         measure.reset()
 
-    totals, pairs, device = {}, [], _device(model)  # pairs: (outputs, targets)
-    # a loader that is not make_loader's draws; so may a model, or a metric
-    with _keep_random_state(everything=not _is_own(loader)), _eval_mode(model):
-        for batch, rows in _rank_batches(ddp, loader, epoch):
-            check()
-            if rows and not rows[0]:  # no row of this batch is this rank's
+    totals, pairs = {}, []  # pairs: (outputs, targets)
+    with _eval_mode(model):
+        for batch in _batches(loader, epoch, ddp=ddp):
+            if interrupted and interrupted():
+                return None
+            if ddp and not ddp.rows[0]:  # no row of this batch is this rank's
                 pairs.append(None)
                 continue
             part, pair = _eval_batch(model, batch, loss_fn, forward, device)
@@ -985,7 +952,7 @@ def predict(model: nn.Module, inputs: Any, *, forward: Forward | None = None) ->
 
     with _eval_mode(model):
         for batch in _batches(batches):
-            batch = _to(_device(model), batch)
+            batch, _ = _place(batch, _device(model))
             if model.training:
                 model.eval()  # the loader has trained it
             with torch.no_grad():
@@ -1043,7 +1010,7 @@ def _means(totals, prefix=""):
 
 # ---------------------------------------------------------------- 5 checkpoint
 
-FORMAT = 3  # of the checkpoint files that this kit writes
+FORMAT = 4  # of the checkpoint files that this kit writes
 
 
 def save_checkpoint(state: State, path: str | Path) -> Path:
@@ -1061,11 +1028,11 @@ def save_checkpoint(state: State, path: str | Path) -> Path:
     'line.pt'
     """
     _check_type("state", state, State)
-    return _write(Path(path), partial(torch.save, _checkpoint(state)))
+    return _write(Path(path), _encode(state))
 
 
-def _checkpoint(state):
-    """What a checkpoint holds: plain types, and copies of the tensors on the CPU."""
+def _encode(state):
+    """The bytes of a checkpoint."""
     model, scheduler = unwrap(state.model).state_dict(), state.scheduler
     content = {
         "format": FORMAT,
@@ -1079,10 +1046,14 @@ def _checkpoint(state):
         "scaler": state.scaler.state_dict(),
         "step": state.step,
         "sums": {key: float(value) for key, value in state.sums.items()},
-        "history": _pack_history(state.history),
         "config": state.config,
     }
-    return _serializable(content, "state", {})
+    content = _plain("state", content)
+    content["history"] = _pack_history(state.history)
+
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
 
 
 def _plain_key(key):
@@ -1090,52 +1061,41 @@ def _plain_key(key):
     return ".".join(part for part in key.split(".") if part != "_orig_mod")
 
 
-def _serializable(value, where, copies):
-    """The value in types that weights_only reads, its tensors as copies on the CPU."""
-    if isinstance(value, Tensor):
-        # tied weights are one tensor, and stay one
-        key = value.data_ptr(), value.shape, value.stride(), value.dtype, value.device
-        if key not in copies:
-            copies[key] = value.detach().to("cpu", copy=True)
-        return copies[key]
-    if isinstance(value, np.generic):
+def _plain(where, value):
+    """The value in types that weights_only reads."""
+    if isinstance(value, np.generic):  # first, for np.float64 is a float
         return value.item()
-    if isinstance(value, dict):
-        items = value.items()
-        return {k: _serializable(v, f"{where}[{k!r}]", copies) for k, v in items}
-    if isinstance(value, list | tuple):
-        items = [_serializable(item, where, copies) for item in value]
-        return items if isinstance(value, list) else tuple(items)
-    if value is None or isinstance(value, bool | int | float | str | bytes):
+    if isinstance(value, Tensor | bool | int | float | str | bytes | None):
         return value
+    if isinstance(value, dict):
+        return {key: _plain(f"{where}[{key!r}]", item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = [_plain(where, item) for item in value]
+        return items if isinstance(value, list) else tuple(items)
     got = type(value).__name__
     raise TypeError(f"{where} must be a plain value to be saved, got a {got}")
 
 
 def _pack_history(history):
-    """The rows as one tensor of numbers: as dicts they would take 20 times as long."""
-    keys = [tuple(row) for row in history]
-    layouts = list(dict.fromkeys(keys))  # the sets of keys that occur: mostly one
-    number = {layout: i for i, layout in enumerate(layouts)}
-    values = [value for row in history for value in row.values()]
-    return {
-        "layouts": layouts,  # of row i it is layouts[rows[i]]
-        "rows": torch.tensor([number[layout] for layout in keys], dtype=torch.int64),
-        "values": torch.from_numpy(np.array(values, np.float64)),
-    }
+    """A tensor for each set of keys: as dicts the rows would take 10 times as long."""
+    tables: dict[tuple, list] = {}
+    for i, row in enumerate(history):
+        tables.setdefault(tuple(row), []).append([i, *row.values()])
+    return [
+        (keys, torch.tensor(rows, dtype=torch.float64)) for keys, rows in tables.items()
+    ]
 
 
-def _unpack_history(packed):
+def _unpack_history(tables):
     """The rows again; epoch and step are whole numbers."""
-    values = iter(packed["values"].double().tolist())
-    rows = []
+    rows = {}
+    for keys, table in tables:
+        for i, *values in table.tolist():
+            rows[i] = dict(zip(keys, values))
+            rows[i]["epoch"] = int(rows[i]["epoch"])
+            rows[i]["step"] = int(rows[i]["step"])
 
-    for i in packed["rows"].tolist():
-        row = dict(zip(packed["layouts"][i], values))
-        row["epoch"], row["step"] = int(row["epoch"]), int(row["step"])
-        rows.append(row)
-
-    return rows
+    return [rows[i] for i in sorted(rows)]
 
 
 def load_checkpoint(state: State, path: str | Path) -> State:
@@ -1143,9 +1103,8 @@ def load_checkpoint(state: State, path: str | Path) -> State:
 
     Training continues from it as if it had never stopped, mid-epoch too, given the same
     loaders, seed and step, which the file does not hold. Nothing changes unless all of
-    it is compatible. Raises ValueError, in one line, for a damaged
-    file, one that could run code, or one of another model, optimizer or scheduler.
-    Source: tutorial 5.4.
+    it is compatible. Raises ValueError, in one line, for a damaged file, one that could
+    run code, or one of another model, optimizer or scheduler. Source: tutorial 5.4.
 
     >>> model = nn.Linear(1, 1)
     >>> state = make_state(model, torch.optim.SGD(model.parameters(), lr=0.01))
@@ -1153,24 +1112,16 @@ def load_checkpoint(state: State, path: str | Path) -> State:
     0
     """
     _check_type("state", state, State)
-    name, saved, own = Path(path).name, read_checkpoint(path), _checkpoint(state)
-
-    # first compare everything, so that a file of another run changes nothing
-    scaled = saved["scaler"] and own["scaler"]  # {} where there is no fp16
-
-    for part in ("components", "model", "scheduler", "scaler"):
-        if part != "scaler" or scaled:
-            _check_like(saved[part], own[part], part, name)
-
-    moments, groups = saved["optimizer"]["state"], saved["optimizer"]["param_groups"]
-    _check_like(groups, own["optimizer"]["param_groups"], "optimizer", name)
-    _check_moments(moments, state.optimizer, name)
+    saved, own = read_checkpoint(path), _decode(io.BytesIO(_encode(state)))
 
     try:
+        # first compare everything, so that a file of another run changes nothing
+        _check_compatible(saved, own, state.optimizer)
         _restore(state, saved)
-    except Exception as error:  # noqa: BLE001, of very many kinds
+    except Exception as error:  # noqa: BLE001, torch's are of very many kinds
         _restore(state, own)  # put back what was there
-        raise ValueError(f"{name} is of another run: {error!r:.200}") from None
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is of another run: {reason:.200}") from None
 
     return state._replace(
         step=saved["step"],
@@ -1181,7 +1132,7 @@ def load_checkpoint(state: State, path: str | Path) -> State:
 
 
 def _restore(state, content):
-    """Load a checkpoint's content, or that of _checkpoint(state)."""
+    """Load a checkpoint's content into the state's parts."""
     model = unwrap(state.model)
     own_keys = {_plain_key(key): key for key in model.state_dict()}
     model.load_state_dict({own_keys[k]: v for k, v in content["model"].items()})
@@ -1192,7 +1143,36 @@ def _restore(state, content):
         state.scaler.load_state_dict(content["scaler"])
 
 
-def _check_like(saved, own, where, name):
+def _check_compatible(saved, own, optimizer):
+    """Raise ValueError unless the content of a file is like that of the own state."""
+    for part in ("components", "model", "scheduler"):
+        _check_like(part, saved[part], own[part])
+    if saved["scaler"] and own["scaler"]:  # {} where there is no fp16
+        _check_like("scaler", saved["scaler"], own["scaler"])
+    groups = own["optimizer"]["param_groups"]
+    _check_like("optimizer", saved["optimizer"]["param_groups"], groups)
+
+    # a new optimizer has no moments yet to compare with. Of torch's, all but those of
+    # these two are single numbers, or like their parameter
+    others = torch.optim.LBFGS | torch.optim.Adafactor
+    alike = type(optimizer).__module__.startswith("torch.") and not isinstance(
+        optimizer, others
+    )
+    parameters = _parameters(optimizer)
+
+    for i, moments in saved["optimizer"]["state"].items():
+        parameter = parameters[i]
+        for key, moment in moments.items():
+            leaves = moment if isinstance(moment, list) else [moment]
+            if not all(
+                isinstance(leaf, Tensor | int | float | None) for leaf in leaves
+            ):
+                raise ValueError(f"{key!r:.60} of parameter {i} is no number")
+            if alike and isinstance(moment, Tensor) and moment.ndim:
+                _check_like(f"{key!r:.60} of parameter {i}", moment, parameter)
+
+
+def _check_like(where, saved, own):
     """Raise ValueError unless saved has own's keys, shapes and types at every depth."""
     if isinstance(own, list | tuple) and isinstance(saved, list | tuple):
         saved, own = dict(enumerate(saved)), dict(enumerate(own))  # by position
@@ -1200,53 +1180,27 @@ def _check_like(saved, own, where, name):
         for key in (*own, *saved):
             if key not in own or key not in saved:
                 what = "missing" if key in own else "in the file only"
-                raise ValueError(f"{name} is of another {where}: {key!r:.60} is {what}")
+                raise ValueError(f"{where} differs: {key!r:.60} is {what}")
         for key, value in own.items():
-            _check_like(saved[key], value, f"{where}[{key!r}]", name)
+            _check_like(f"{where}[{key!r}]", saved[key], value)
     # what is not set yet may be a number in the file
     elif _describe(saved) not in (_describe(own), "a number" if own is None else ""):
-        must = f"must be {_describe(own)}, got {_describe(saved)}"
-        raise ValueError(f"{name}: {where} {must}")
+        raise ValueError(f"{where} must be {_describe(own)}, got {_describe(saved)}")
 
 
 def _describe(value):
     """What has to be alike in a checkpoint and in the state that it is loaded into."""
     if isinstance(value, Tensor):
-        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+        # a stride of 0 lets a small file claim a huge tensor
+        expanded = value.nbytes > value.untyped_storage().nbytes()
+        dtype = str(value.dtype).removeprefix("torch.")
+        return f"{tuple(value.shape)} {dtype}{' expanded' * expanded}"
     if isinstance(value, bool | str):  # options, such as amsgrad: the same ones
         return f"{value!r:.50}"
     if isinstance(value, int | float):
         return "a number"
 
     return "None" if value is None else f"a {type(value).__name__}"
-
-
-def _check_moments(saved, optimizer, name):
-    """Raise ValueError unless the optimizer's tensors go with its parameters."""
-    parameters = _parameters(optimizer)
-    if not saved.keys() <= set(range(len(parameters))):
-        raise ValueError(f"{name}: the optimizer has only {len(parameters)} parameters")
-    if not all(isinstance(moments, dict) for moments in saved.values()):
-        raise ValueError(f"{name}: the optimizer's moments are not whole")
-
-    # of torch's own all but these two keep tensors like the parameter, and these ()
-    others = torch.optim.LBFGS | torch.optim.Adafactor
-    scalars = ("step", "eta", "mu", "mu_product")
-    if isinstance(optimizer, others) or "torch.optim" not in type(optimizer).__module__:
-        return
-    for i, moments in saved.items():
-        for key, moment in moments.items():
-            scalar = key in scalars and isinstance(moment, Tensor) and not moment.ndim
-            if not scalar and _describe(moment) != _describe(parameters[i]):
-                must = f"must be {_describe(parameters[i])}, got {_describe(moment)}"
-                raise ValueError(f"{name}: {key!r:.60} of parameter {i} {must}")
-
-    # such as step, exp_avg, exp_avg_sq: the same in all of a group
-    numbers = iter(range(len(parameters)))
-    for group in optimizer.param_groups:
-        states = [saved.get(next(numbers)) for _ in group["params"]]
-        if len({tuple(state) for state in states if state is not None}) > 1:
-            raise ValueError(f"{name}: the optimizer's moments are not whole")
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -1265,17 +1219,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         try:
             _check_zip(file)
             file.seek(0)
-            content = torch.load(file, map_location="cpu", weights_only=True)
-            _check_content(content)
-            content["history"] = _unpack_history(content["history"])
+            return _decode(file)
         except pickle.UnpicklingError:
             reason = "it holds more than plain types, which could run code"
             raise ValueError(f"{path} was not loaded: {reason}") from None
         except Exception as error:  # noqa: BLE001, of very many kinds, by what is damaged
-            reason = "".join(filter(str.isprintable, str(error)))[:200]
-            raise ValueError(f"{path} is no checkpoint of kit: {reason}") from None
-
-    return content
+            reason = "".join(filter(str.isprintable, str(error)))
+            raise ValueError(f"{path} is no checkpoint of kit: {reason:.200}") from None
 
 
 def _check_zip(file):
@@ -1292,64 +1242,50 @@ def _check_zip(file):
         raise ValueError(f"the checksum of {damaged} is wrong")
 
 
-def _check_content(content):
-    """Raise unless all parts are there, of their types, and no tensor is expanded."""
-    made = content.get("format") if isinstance(content, dict) else None
-    if made != FORMAT:
-        raise ValueError(f"its format must be {FORMAT}, got {made!r:.50}")
+def _decode(file):
+    """The content of a checkpoint, whose parts must be there and of their types."""
+    content = torch.load(file, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"its format must be {FORMAT}")
 
-    dicts = ("components", "model", "optimizer", "scaler", "sums", "history", "config")
-    for key in dicts:
-        if not isinstance(content[key], dict):
-            raise ValueError(f"{key} must be a dict")  # noqa: TRY004
+    types = {"step": int, "history": list, "scheduler": dict | None}
+    for key in ("components", "model", "optimizer", "scaler", "sums", "config"):
+        types[key] = dict
+    for key, must in types.items():
+        if not isinstance(content[key], must):
+            raise ValueError(f"its {key} is of another type")  # noqa: TRY004
+    _at_least("step", content["step"], 0)
 
-    if type(content["step"]) is not int or content["step"] < 0:
-        raise ValueError(f"step must be a whole number, got {content['step']!r:.50}")
     content["sums"] = {key: float(total) for key, total in content["sums"].items()}
-    optimizer = content["optimizer"]
-    if not isinstance(optimizer["state"], dict) or not optimizer["param_groups"]:
-        raise ValueError("the optimizer is not whole")
-    if "scheduler" not in content:
-        raise ValueError("the scheduler is missing")
-
-    # a stride of 0 lets a small file claim a huge tensor
-    for leaf in _leaves(content):
-        if isinstance(leaf, Tensor):
-            stored = leaf.untyped_storage().nbytes()
-            if leaf.layout != torch.strided or leaf.nbytes > stored:
-                raise ValueError(
-                    f"a tensor {tuple(leaf.shape)} is larger than its file"
-                )
+    content["history"] = _unpack_history(content["history"])
+    return content
 
 
-def _write(path, write):
-    """Write a file so that the path holds the old one or the whole new one."""
+def _write(path, content):
+    """Write bytes so that the path holds the old file or the whole new one."""
     target = Path(os.path.realpath(path))  # a link stays one: its target is replaced
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
 
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists() and not target.is_file():  # a device or a pipe is written to
-            beside = target
+            target.write_bytes(content)
+            return path
         with open(beside, "wb") as file:
-            write(file)
+            file.write(content)
             file.flush()
-            if beside != target:
-                os.fsync(file.fileno())
-                os.replace(beside, target)
-                if os.name == "posix":  # have the disk keep the renaming too
-                    folder = os.open(target.parent, os.O_RDONLY)
-                    os.fsync(folder)
-                    os.close(folder)
-    except (OSError, RuntimeError) as error:
-        # where the disk is full torch.save raises a RuntimeError while it closes
-        cause = error.__context__ if isinstance(error, RuntimeError) else error
-        reason = getattr(cause, "strerror", None) or str(error)
+            os.fsync(file.fileno())
+        os.replace(beside, target)
+        if os.name == "posix":  # have the disk keep the renaming too
+            folder = os.open(target.parent, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
+    except OSError as error:
+        reason = error.strerror or error
         raise OSError(f"{path} could not be written: {reason}") from error
     finally:
-        if beside != target:
-            with suppress(OSError):
-                beside.unlink()
+        with suppress(OSError):
+            beside.unlink()
 
     return path
 
@@ -1388,64 +1324,57 @@ def run(
     _check_type("state", state, State)
     with _distributed(state) as start:
         options = (train, val, loss_fn, epochs, forward, metrics, step, seed)
-        for now, finished, _ in _steps(start, *options, []):
-            if finished:
-                yield now._replace(model=state.model)
+        for now, _, _ in _steps(start, *options):
+            yield now._replace(model=state.model)
 
 
-def _steps(state, train, val, loss_fn, epochs, forward, measure, step, seed, signals):
-    """Yield (state, epoch finished, signal or 0) after every step and every epoch.
+def _steps(
+    state, train, val, loss_fn, epochs, forward, measure, step, seed,
+    save_every=None, signals=(),
+):  # fmt: skip
+    """Yield (state, epoch finished, signal or 0) after epochs, to save, and at a signal.
 
     signals is a list that a signal handler fills. What happens to a batch:
 
         step -> totals of this rank -> _all_reduce -> totals of all ranks -> sums
         and at the end of the epoch: _means(sums), evaluate -> row -> history
     """
-    device, ddp, own = _device(state.model), _find_ddp(state.model), _is_own(train)
+    device, ddp = _device(state.model), _find_ddp(state.model)
+    pending, every = [], 1  # totals that no message has carried yet; steps between two
     _check_schedule(state, train, epochs)
+    _check_same(ddp, state, train, val)
+
+    def interrupted():
+        return _all_reduce(ddp, {}, [], signals)[1]
 
     while len(state.history) < epochs:
-        epoch, begun = len(state.history), time.perf_counter()
+        epoch, begun, resumed_at = len(state.history), time.perf_counter(), state.step
         # the step at which the epoch began: a resume may be further on
         first = state.history[-1]["step"] if epoch else 0
         if not unwrap(state.model).training:
             state.model.train()  # but frozen parts of a model in train mode stay so
-        _check_same_loaders(ddp, train, val)
 
-        # make_loader's begins where a resume begins; any other is read up to there
-        _seed(device, seed, -1, epoch, everything=not own)
-        batches = _rank_batches(ddp, train, epoch, state.step - first)
-
-        for past in range(first, first if own else state.step):
-            _seed(device, seed, past, everything=True)
-            if next(batches, None) is None:
-                break
-
-        # the steps: what they draw is a function of (seed, step)
-        while True:
-            _seed(device, seed, state.step, everything=not own)
-            batch, rows = next(batches, (None, None))
-            if batch is None:
-                break
-            if ddp:
-                ddp.rows = rows
-                _seed(device, seed, state.step, dist.get_rank())  # another dropout
+        for batch in _seeded_batches(
+            train, ddp, device, seed, epoch, first, state.step
+        ):
             before = state
             state, totals = step(before, batch, loss_fn=loss_fn, forward=forward)
-            # one small message a step, and only between several processes
-            totals, signal_number = _all_reduce(ddp, totals, signals)
+            pending.append(totals)
             # in place of the step's own sums, which are this rank's only
-            state = state._replace(sums=_add(before.sums, totals))
-            # elsewhere than on a CPU, reading it synchronises
+            sums, number = before.sums, 0
+            due = save_every and state.step % save_every == 0
+            if ddp is None or due or state.step % every == 0:
+                sums, number = _all_reduce(ddp, sums, pending, signals)
+            state = state._replace(sums=sums)
+            # elsewhere than on a CPU, reading the loss synchronises
             if device == CPU or state.step % 100 == 0:
-                _check_loss(state)
-            yield state, False, signal_number
+                _check_loss(state, sums.get("loss", 0.0))
+            if due or number:
+                yield state, False, number
 
         if state.step == first:
             raise ValueError(f"train must give batches, got none in epoch {epoch + 1}")
-        if ddp:
-            ddp.rows = None
-        _check_loss(state, epoch_ends=True)
+        state = state._replace(sums=_all_reduce(ddp, state.sums, pending, ())[0])
         if epoch + 1 == epochs:
             _check_parameters(state)
 
@@ -1453,17 +1382,16 @@ def _steps(state, train, val, loss_fn, epochs, forward, measure, step, seed, sig
         lr = float(state.optimizer.param_groups[0]["lr"])
         row = {"epoch": epoch + 1, "step": state.step, "lr": lr}
         row |= _means(state.sums, "train_")
+        _check_loss(state, row["train_loss"])
 
         for buffer in ddp.buffers() if ddp else ():  # BatchNorm's differ by rank
             dist.broadcast(buffer.detach(), 0)
 
         if val is not None:
-            check = partial(_raise_interrupted, ddp, signals)
-            options = (val, loss_fn, forward, measure, epoch, check)
-            try:
-                scores = _evaluate(state.model, *options)
-            except _Interrupted as interrupted:  # a resume validates again
-                yield state, False, interrupted.args[0]
+            options = (val, loss_fn, forward, measure, epoch, interrupted)
+            scores = _evaluate(state.model, *options)
+            if scores is None:  # a resume validates again
+                yield state, False, interrupted()
                 return
             row |= {f"val_{key}": value for key, value in scores.items()}
         # no update, no schedule: fp16 may have skipped every step of the epoch
@@ -1471,8 +1399,31 @@ def _steps(state, train, val, loss_fn, epochs, forward, measure, step, seed, sig
             _advance(state.scheduler, row.get("val_loss", row["train_loss"]))
         row["seconds"] = time.perf_counter() - begun
         # rank 0's row on every rank: stopping must not depend on rounding or clocks
-        state = state._replace(sums={}, history=(*state.history, _broadcast(row)))
-        yield state, True, _all_reduce(ddp, {}, signals)[1]
+        row = _broadcast(row)
+        state = state._replace(sums={}, history=(*state.history, row))
+        # between processes a message costs as much as a small step: ten in a second
+        every = max(1, int((state.step - resumed_at) / row["seconds"] / 10))
+        yield state, True, interrupted()
+
+
+def _seeded_batches(loader, ddp, device, seed, epoch, first, start):
+    """The batches of an epoch from step `start` on, each behind the seed of its step."""
+    own = _is_own(loader)
+    # make_loader's begins where a resume begins; any other draws, and is read up to there
+    if not own:
+        _seed(CPU, seed, -1, epoch, everything=True)
+    batches = _batches(loader, epoch, start - first, ddp)
+
+    for step in itertools.count(start if own else first):
+        if not own:
+            _seed(CPU, seed, step, everything=True)
+        batch = next(batches, None)
+        if batch is None:
+            return
+        if step >= start:
+            # what the step draws, such as a dropout, is another on every rank
+            _seed(device, seed, step, *([dist.get_rank()] if ddp else []))
+            yield batch
 
 
 def _check_schedule(state, train, epochs):
@@ -1481,22 +1432,18 @@ def _check_schedule(state, train, epochs):
     if total and state.per_step and hasattr(train, "__len__"):
         needed = epochs * len(train)
         if needed > total:
-            fix = (
-                f"but {epochs} epochs have {needed}: make it with total_steps={needed}"
-            )
+            fix = f"but {epochs} epochs have {needed}: make it with that total_steps"
             raise ValueError(f"the schedule has {total} steps, {fix}")
 
 
-def _check_loss(state, *, epoch_ends=False):
-    """Raise once the running epoch's loss is NaN or infinite, or weighs nothing."""
-    loss, weight = float(state.sums["loss"]), float(state.sums["weight"])
+def _check_loss(state, loss):
+    """Raise once the loss is NaN or infinite, or fp16 finds no scale that serves."""
+    loss = float(loss)
     if not math.isfinite(loss):
         _raise_not_finite(state, f"the loss became {loss}")
     # fp16 halves its scale at every NaN, from 2**16: it is lost at 2**-40
     if state.scaler.is_enabled() and state.scaler.get_scale() < 2.0**-40:
         _raise_not_finite(state, "the gradient became NaN or infinite in every step")
-    if epoch_ends and not weight > 0:
-        _raise_not_finite(state, "the total weight is 0")
 
 
 def _check_parameters(state):
@@ -1510,39 +1457,47 @@ def _raise_not_finite(state, problem):
     lr = float(state.optimizer.param_groups[0]["lr"])
     epoch = len(state.history) + bool(state.sums)  # the running one, or the last
     raise FloatingPointError(
-        f"{problem} in epoch {epoch}, by step {state.step}: look for NaN in the data, "
-        f"lower the learning rate ({lr:g}), clip the gradient or standardise the inputs"
+        f"{problem} in epoch {epoch}, by step {state.step}: look for NaN in the data or "
+        f"weights of 0, lower the learning rate ({lr:g}), clip the gradient or "
+        "standardise the inputs"
     )
 
 
-def _batches(loader, epoch=None, start=0, rank=0, world=1):
-    """The loader's batches of an epoch, which it is told.
+def _batches(loader, epoch=None, start=0, ddp=None):
+    """An iterator of the loader's batches of an epoch, which it is told.
 
-    Those of make_loader begin at batch `start`, and are this rank's rows only.
+    Those of make_loader begin at batch `start`; between processes each is this rank's.
     """
     if isinstance(loader, Tensor | tuple):  # the data themselves
         kind = type(loader).__name__
         raise TypeError(f"a loader must give batches, got a {kind}: make_loader(data)")
+
     sampler = getattr(loader, "sampler", None)
     dataset = getattr(loader, "dataset", None)
-    wrapped = getattr(dataset, "dataset", None)  # in make_loader's dataset
     batch_sampler = getattr(loader, "batch_sampler", None)
+    inner_sampler = getattr(batch_sampler, "sampler", None)
+    inner_dataset = getattr(dataset, "dataset", None)  # in make_loader's dataset
 
-    inner = getattr(batch_sampler, "sampler", None)
-
-    parts = (loader, sampler, batch_sampler, inner, dataset, wrapped)
+    parts = (loader, sampler, batch_sampler, inner_sampler, dataset, inner_dataset)
     for part in {id(part): part for part in parts}.values():  # each of them once
         if epoch is not None and hasattr(part, "set_epoch"):
             part.set_epoch(epoch)
+        if ddp and hasattr(part, "num_replicas"):
+            fix = "the batches are divided already, so leave the DistributedSampler out"
+            raise ValueError(
+                f"a loader must give every process the same batches: {fix}"
+            )
 
-    if _is_own(loader):
-        sampler.rank, sampler.world = rank, world
-        if epoch is not None:
-            sampler.start = start
-        if isinstance(dataset, _Tensors) and not loader.num_workers:
-            return map(dataset.__getitem__, sampler)  # 40 µs a batch faster
+    own = _is_own(loader)
+    if own:
+        epoch = sampler.epoch
+        sampler.start, sampler.part = start, ddp and _rank_rows
+    if own and isinstance(dataset, _Tensors) and not loader.num_workers:
+        batches = map(dataset.__getitem__, sampler)  # 40 µs a batch faster
+    else:
+        batches = iter(loader)
 
-    return iter(loader)
+    return _divide_batches(ddp, batches, loader, epoch, start) if ddp else batches
 
 
 def _is_own(loader):
@@ -1591,42 +1546,48 @@ def fit(
     [1, 2, 3]
     """
     _check_type("state", state, State)
-    best, signal_number = best or is_best, 0
     if stop and stop(state.history):  # a finished run that is resumed
         return state
 
-    folder = Path(checkpoint) if checkpoint else None
+    best, folder = best or is_best, Path(checkpoint) if checkpoint else None
     options = (train, val, loss_fn, epochs, forward, metrics, step, seed)
+    writes: list[Future] = []  # those of the last save
+    number = 0  # of a signal
 
     with ExitStack() as stack:
         # only rank 0 touches files
         if folder and _rank() == 0:
             stack.enter_context(_locked(folder))
             _check_continues(state, folder / "last.pt")
-        start = stack.enter_context(_distributed(state))
-        submit = stack.enter_context(_background_writer())
+        now = start = stack.enter_context(_distributed(state))
+        writer = stack.enter_context(ThreadPoolExecutor(1))
         signals = stack.enter_context(_signal_handlers(catch=folder is not None))
 
-        now = start
-        for now, finished, signal_number in _steps(start, *options, signals):
+        for now, finished, number in _steps(start, *options, save_every, signals):
             if finished and on_epoch and _rank() == 0:
                 config = {"epochs": epochs} | now.config  # for progress
                 on_epoch(now._replace(model=state.model, config=config))
-            due = (
-                finished or signal_number or (save_every and now.step % save_every == 0)
-            )
-            if folder and due and _rank() == 0:
+            if folder and _rank() == 0:
                 _check_parameters(now)
                 is_new_best = finished and best(now.history)
-                submit(partial(_save, _checkpoint(now), folder, is_new_best))
-            if signal_number or (finished and stop and _broadcast(stop(now.history))):
+                # last.pt comes last: a resume from it would not write best.pt again
+                names = ("best.pt", "last.pt") if is_new_best else ("last.pt",)
+                content = _encode(now)
+                for write in writes:
+                    write.result()  # raises what the writing has raised
+                writes = [
+                    writer.submit(_write, folder / name, content) for name in names
+                ]
+            if number or (finished and stop and _broadcast(stop(now.history))):
                 break
+        for write in writes:
+            write.result()
 
     # all is saved, and all handlers are as they were
-    if signal_number:
+    if number:
         last = f"{folder}/last.pt"
         continue_by = f"continue with load_checkpoint(state, {last!r}) and fit again"
-        _raise_for_signal(signal_number, f"saved in {last}: {continue_by}")
+        _raise_for_signal(number, f"saved in {last}: {continue_by}")
 
     return now._replace(model=state.model)
 
@@ -1643,30 +1604,6 @@ def _check_continues(state, last):
             )
 
 
-def _save(content, folder, is_new_best):
-    # last.pt comes last: a resume from it would not write best.pt again
-    for name in ("best.pt", "last.pt") if is_new_best else ("last.pt",):
-        _write(folder / name, partial(torch.save, content))
-
-
-@contextmanager
-def _background_writer():
-    """Submit calls to one thread; what one raises, the next or the end raises."""
-    with ThreadPoolExecutor(1) as pool:
-        running = Future()
-        running.set_result(None)
-
-        def submit(call):
-            nonlocal running
-            running.result()
-            running = pool.submit(call)
-
-        try:
-            yield submit
-        finally:
-            running.result()
-
-
 @contextmanager
 def _locked(folder):
     """Refuse a folder in use by a living process; the lock ends with the process."""
@@ -1677,27 +1614,15 @@ def _locked(folder):
 
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            message = f"{folder} is in use by another process: name another folder"
-            raise BlockingIOError(message) from None
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         for leftover in folder.glob(".*.tmp"):  # of a killed process
             leftover.unlink()
         yield
+    except BlockingIOError:
+        message = f"{folder} is in use by another process: name another folder"
+        raise BlockingIOError(message) from None
     finally:
         os.close(descriptor)
-
-
-class _Interrupted(Exception):
-    """Leaves an evaluation, which has nothing to save."""
-
-
-def _raise_interrupted(ddp, signals):
-    """Leave an evaluation, on all ranks at the same batch, once any has a signal."""
-    number = _all_reduce(ddp, {}, signals)[1]
-    if number:
-        raise _Interrupted(number)
 
 
 SIGNALS = signal.SIGINT, signal.SIGTERM
@@ -1743,12 +1668,6 @@ def _raise_for_signal(number, message):
 # process `ddp` is None, and these functions hand on what they are given.
 
 
-class _Distributed(DistributedDataParallel):
-    """Told of each batch how many rows it has on this rank and on all ranks."""
-
-    rows = None  # None: not known
-
-
 def _has_processes():
     """Whether this process is in a group."""
     return dist.is_available() and dist.is_initialized()
@@ -1767,83 +1686,81 @@ def _rank():
     return dist.get_rank() if _has_processes() else int(os.environ.get("RANK", "0"))
 
 
-def _rank_rows(n, rank, world):
-    """Where a rank's rows begin and end among n."""
-    return n * rank // world, n * (rank + 1) // world
+def _rank_rows(begin, end):
+    """Where this rank's rows begin and end among those of a batch."""
+    n, rank, world = end - begin, dist.get_rank(), dist.get_world_size()
+    return begin + n * rank // world, begin + n * (rank + 1) // world
 
 
-def _rank_batches(ddp, loader, epoch=None, start=0):
-    """Yield this rank's part of every batch, and how many rows it and all ranks have."""
-    if ddp is None or _has_distributed_sampler(loader):
-        return zip(_batches(loader, epoch, start), itertools.repeat(None))
-    rank, world = dist.get_rank(), dist.get_world_size()
-    if _is_own(loader) and epoch is None:
-        epoch = loader.sampler.epoch
-    batches = _batches(loader, epoch, start, rank, world)
-    return _divide_batches(enumerate(batches, start), loader, epoch, rank, world)
+def _divide_batches(ddp, batches, loader, epoch, start):
+    """Yield this rank's part of every batch, and set ddp.rows: its rows, all ranks' rows.
 
-
-def _divide_batches(numbered, loader, epoch, rank, world):
-    """A rank without rows gets one all the same, to take part in the all-reduce with."""
+    A rank without rows gets one all the same, to take part in the all-reduce with.
+    """
     own = _is_own(loader)  # such a loader has read this rank's rows only
 
-    for number, batch in numbered:
-        if own:
-            _, begin, end = loader.sampler.position(epoch, number)
-            n = end - begin
-        else:
-            n = _rows(batch)
-        begin, end = _rank_rows(n, rank, world)
-        if not own:
-            batch = _cut(batch, begin, max(end, begin + 1))
-        yield batch, (end - begin, n)
+    try:
+        for number, batch in enumerate(batches, start):
+            begin, end = 0, 0
+            if own:
+                _, begin, end = loader.sampler.position(epoch, number)
+            else:
+                _, end = _place(batch)
+            first, last = _rank_rows(begin, end)
+            if not own:
+                batch = _cut(batch, first, max(last, first + 1))
+            ddp.rows = last - first, end - begin
+            yield batch
+    finally:
+        ddp.rows = None
 
 
-def _has_distributed_sampler(loader):
-    """Whether every rank's loader has rows of its own."""
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    inner = getattr(batch_sampler, "sampler", None)
-    samplers = (getattr(loader, "sampler", None), batch_sampler, inner)
-    return any(hasattr(sampler, "num_replicas") for sampler in samplers)
-
-
-def _count_rows(model, batch):
-    """The rows of this rank's batch and of all ranks', and the number of ranks."""
-    rows, ddp = _rows(batch), _find_ddp(model)
+def _count_rows(ddp, rows):
+    """The rows of this rank's batch that count, all ranks' rows, the number of ranks."""
     if ddp is None:
         return rows, rows, 1
     # run says how many; else, in a loop of one's own, the ranks add them up
-    known = getattr(ddp, "rows", None) or (rows, int(_sum_ranks(model, rows)))
+    known = getattr(ddp, "rows", None) or (rows, int(_sum_ranks(ddp, rows)))
     return *known, dist.get_world_size()
 
 
-def _sum_ranks(model, number):
+def _sum_ranks(ddp, number):
     """The sum of the ranks' numbers."""
-    if _find_ddp(model) is None:
+    if ddp is None:
         return number
-    total = torch.tensor(float(number), dtype=torch.float64, device=_device(model))
+    total = torch.tensor(float(number), dtype=torch.float64, device=_device(ddp))
     dist.all_reduce(total)
     return total
 
 
-def _all_reduce(ddp, totals, signals):
-    """The totals of all ranks, and the signal that any rank has got, in one message."""
-    if ddp is None:
-        return totals, signals[0] if signals else 0
-    # on a GPU this waits for the step
-    flags = [float(number in signals) for number in SIGNALS]
-    values = [float(value) for value in totals.values()]
-    summed = torch.tensor([*values, *flags], dtype=torch.float64, device=_device(ddp))
-    dist.all_reduce(summed)
-    *numbers, interrupted, terminated = summed.tolist()
-    number = SIGNALS[0] if interrupted else SIGNALS[1] if terminated else 0
-    return dict(zip(totals, numbers)), number
+def _all_reduce(ddp, sums, pending, signals):
+    """The sums with all ranks' pending totals, and the signal that any rank has got.
+
+    Between processes it is one message; on a GPU it waits for the steps.
+    """
+    number = signals[0] if signals else 0
+    if ddp:
+        values = [float(number == known) for known in SIGNALS]
+        for totals in pending:
+            values += map(float, totals.values())
+        message = torch.tensor(values, dtype=torch.float64, device=_device(ddp))
+        dist.all_reduce(message)
+        interrupted, terminated, *values = message.tolist()
+        number = SIGNALS[0] if interrupted else SIGNALS[1] if terminated else 0
+        values = iter(values)
+        pending[:] = [dict(zip(totals, values)) for totals in pending]
+
+    for totals in pending:
+        sums = _add(sums, totals)
+    pending[:] = []
+    return sums, number
 
 
 def _gather_evaluation(totals, pairs, device):
     """The totals and the outputs of all ranks, in the order of one process."""
     numbers = {key: float(value) for key, value in totals.items()}
-    ranks, totals = _all_gather((numbers, _to(CPU, pairs))), {}
+    pairs = _map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, pairs)
+    ranks, totals = _all_gather((numbers, pairs)), {}
 
     for rank_totals, _ in ranks:
         totals = _add(totals, rank_totals)
@@ -1851,9 +1768,9 @@ def _gather_evaluation(totals, pairs, device):
     # rank 0's rows of a batch come before rank 1's: None where a rank has none
     ordered = []
     for batch in zip(*(rank_pairs for _, rank_pairs in ranks)):
-        ordered += [pair for pair in batch if pair is not None]
+        ordered += [_place(pair, device)[0] for pair in batch if pair is not None]
 
-    return totals, _to(device, ordered)
+    return totals, ordered
 
 
 def _broadcast(value):
@@ -1864,21 +1781,19 @@ def _broadcast(value):
     return box[0]
 
 
-def _check_same_loaders(ddp, *loaders):
-    """Raise on every rank if their loaders differ: a longer one would wait for ever."""
-    if ddp:
-        sizes = []
-        for loader in loaders:
-            for part in (loader, getattr(loader, "dataset", ())):
-                sizes.append(len(part) if hasattr(part, "__len__") else None)
-        _check_same("loaders of as many batches and rows", sizes)
+def _check_same(ddp, state, *loaders):
+    """Raise on every rank if one is elsewhere, or has longer loaders, and would wait."""
+    if ddp is None:
+        return
+    sizes = [state.step, len(state.history)]
+    for loader in loaders:
+        for part in (loader, getattr(loader, "dataset", ())):
+            sizes.append(len(part) if hasattr(part, "__len__") else None)
 
-
-def _check_same(what, value):
-    """Raise on every rank unless all have the same value."""
-    ranks = _all_gather(value)
-    if any(other != ranks[0] for other in ranks):
-        raise ValueError(f"all processes must have {what}, got {ranks}")
+    ranks = _all_gather(sizes)
+    if any(other != sizes for other in ranks):
+        what = "step, epochs, and batches and rows of their loaders"
+        raise ValueError(f"all processes must have the same {what}, got {ranks}")
 
 
 def _all_gather(value):
@@ -1898,14 +1813,12 @@ def _distributed(state):
         # gloo's threads would fail if Python ended while they still hold tensors
         atexit.unregister(time.sleep)
         atexit.register(time.sleep, 0.05)
-        at = (state.step, len(state.history))
-        _check_same("the same (step, epochs), of one checkpoint", at)
         if _find_ddp(state.model):
             yield state
             _broadcast(None)  # rank 0 has written its files
             return
         # buffers are broadcast once an epoch, not at every step
-        ddp = _Distributed(state.model, forward_sync_buffers=False)
+        ddp = DistributedDataParallel(state.model, forward_sync_buffers=False)
         try:
             yield state._replace(model=ddp)
             _broadcast(None)
@@ -1919,9 +1832,8 @@ def _process_group():
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _has_processes():
         yield
         return
-    importlib.import_module(
-        "torch.distributed.nn"
-    )  # imported later, it would hold on to the group
+    # imported later, it would hold on to the group
+    importlib.import_module("torch.distributed.nn")
     store, rank, world = next(dist.rendezvous("env://"))
     nth = store.add(f"kit/{rank}", 1)  # of this process's groups: each has its keys
     store = dist.PrefixStore(f"kit/{nth}", store)
@@ -1970,7 +1882,12 @@ class _Amp(nn.Module):
     def forward(self, *args, **kwargs):
         with torch.autocast(_device(self).type, self.dtype):
             outputs = self._orig_mod(*args, **kwargs)
-        return _map(lambda t: t.float() if t.is_floating_point() else t, outputs)
+        return _map(_to_float32, outputs)
+
+
+def _to_float32(leaf):
+    is_float = isinstance(leaf, Tensor) and leaf.is_floating_point()
+    return leaf.float() if is_float else leaf
 
 
 def early_stopping(
@@ -2220,8 +2137,8 @@ def plot_predictions(
     """
     figure = _figure(10, 7)
     axes = figure.subplots()
-    axes.scatter(*_to(CPU, train), s=16, color="b", label="training data")
-    axes.scatter(*_to(CPU, test), s=40, color="g", label="test data")
+    axes.scatter(train[0].cpu(), train[1].cpu(), s=16, color="b", label="training data")
+    axes.scatter(test[0].cpu(), test[1].cpu(), s=40, color="g", label="test data")
     if prediction is not None:
         y = prediction.detach().cpu()
         axes.scatter(test[0].cpu(), y, s=12, color="r", label="prediction")
@@ -2293,7 +2210,7 @@ def export(
                 what = f"by {difference:.2g}, in outputs up to {largest:.2g}"
                 raise ValueError(f"what was made differs {what}, of {len(batch)} rows")
 
-    return _write(path, lambda file: file.write(content))
+    return _write(path, content)
 
 
 def _trace(model, rows):
@@ -3097,7 +3014,9 @@ def _train(state, job, folder, quiet):
         with suppress(ImportError):  # without matplotlib there is no picture
             figure = plot_history(state.history)
             figure.suptitle(str(folder))
-            _write(folder / "curves.png", partial(figure.savefig, format="png"))
+            picture = io.BytesIO()
+            figure.savefig(picture, format="png")
+            _write(folder / "curves.png", picture.getvalue())
             files += ", curves.png"
     if not quiet:
         if not config["data"] and config["model"] == "linear":
@@ -3148,7 +3067,7 @@ def _csv(rows, header):
 
 
 def _write_text(path, text):
-    _write(path, lambda file: file.write(text.encode()))
+    _write(path, text.encode())
 
 
 def _open(run, model_name):
@@ -3179,7 +3098,7 @@ def _open(run, model_name):
     model = _make_model(config)
     if model_name:  # a lazy layer has to see its input
         predict(model, torch.zeros(1, len(config["columns"])))
-    _check_like(saved["model"], dict(model.state_dict()), "model", path.name)
+    _check_like("model", saved["model"], dict(model.state_dict()))
     model.load_state_dict(saved["model"], assign=True)
     return model, config, saved["history"]
 

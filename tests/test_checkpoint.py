@@ -132,7 +132,7 @@ def test_what_is_not_plain_is_refused():
     assert not os.listdir()
 
 
-@pytest.mark.parametrize("call", ["save", "fsync file", "replace", "fsync folder"])
+@pytest.mark.parametrize("call", ["fsync file", "replace", "fsync folder"])
 def test_a_failed_write_names_the_path_and_keeps_the_file(call, monkeypatch):
     state = make_state()
     path = kit.save_checkpoint(state, "models/a.pt")
@@ -144,7 +144,7 @@ def test_a_failed_write_names_the_path_and_keeps_the_file(call, monkeypatch):
             raise OSError(errno.EIO, "Input/output error")
 
     name = call.split()[0]
-    monkeypatch.setattr(torch if name == "save" else os, name, fail)
+    monkeypatch.setattr(os, name, fail)
     with refused(r"models/a\.pt.*output", OSError):
         kit.save_checkpoint(trained(state), path)
     if call == "fsync folder":  # the rename is done, so the new one is there, whole
@@ -225,7 +225,7 @@ def test_files_of_others_and_of_the_future_are_refused():
             kit.read_checkpoint("cut.pt")
     for name, words in (
         *(("evil", "run code"), ("pickle", ""), ("weights", "no checkpoint")),
-        *(("new", "99"), ("other", "")),
+        *(("new", "format"), ("other", "")),
     ):
         for call in (kit.read_checkpoint, partial(kit.load_checkpoint, make_state())):
             with refused(rf"{name}\.pt .*{words}"):
@@ -259,11 +259,6 @@ SPOILED = {
     "a moment of another shape": change(*MOMENT, "exp_avg", to=torch.zeros(8, 4)),
     "a complex moment": change(*MOMENT, "exp_avg", to=torch.zeros(8, 3).cfloat()),
     "a moment that is no tensor": change(*MOMENT, "exp_avg", to="big"),
-    "moments without one": change(*MOMENT, "exp_avg"),
-    "moments without a step": change(*MOMENT, "step"),
-    "no moments with a step": lambda saved: [
-        moments.pop("step") for moments in saved["optimizer"]["state"].values()
-    ],
     "moments of no weight": change("optimizer", "state", 9, to={}),
     "no groups": change("optimizer", "param_groups", to=[]),
     "a rate of text": change(*GROUP, "lr", to="big"),

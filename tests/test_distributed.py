@@ -128,14 +128,6 @@ def of_nests(**options):
     return trained(None, batches, batches, **options)
 
 
-def of_a_distributed_sampler():
-    """Whose batch size is that of a process; in order, it makes the loader's batches."""
-    if world() == 1:
-        return trained(None, kit.make_loader(table(24), batch_size=3 * PROCESSES))
-    sampler = DistributedSampler(Rows(24), world(), rank(), shuffle=False)
-    return trained(None, DataLoader(Rows(24), 3, sampler=sampler))
-
-
 def with_torchmetrics():
     from torchmetrics import MeanSquaredError, MetricCollection, R2Score
 
@@ -228,7 +220,6 @@ TRAININGS = {
         None, DataLoader(Rows(), batch_size=6, shuffle=True), metrics=count
     ),
     "an endless stream": lambda: trained(None, loader(steps=7)),
-    "a DistributedSampler": of_a_distributed_sampler,
     "torchmetrics": with_torchmetrics,
     "own step, average": lambda: trained(make_state(Averaged()), inner=averaging_step),
     "afterwards": afterwards,
@@ -372,7 +363,7 @@ def interrupted(folder, number, where, which):
 
 def resumed(folder):
     state = kit.load_checkpoint(make_state(), Path(folder, "last.pt"))
-    assert len(state.history) == 1 and state.step in (7, 10)
+    assert len(state.history) == 1 and 7 <= state.step <= 10
     return content(fit(state, None, Validation()))
 
 
@@ -393,6 +384,11 @@ def raised(state=None, data=None, loss_fn=F.mse_loss):
     return repr(caught.value), len(steps), seconds, dist.is_initialized()
 
 
+def of_a_rank():
+    sampler = DistributedSampler(Rows(24), world(), rank())
+    return DataLoader(Rows(24), 3, sampler=sampler)
+
+
 def with_nan():
     X, y = table(26)
     y[5] = math.nan  # of the first batch, the last process's
@@ -410,6 +406,7 @@ FAILURES = {  # what fit is given, the words, and whether all processes say them
     "100 and 120 rows": (lambda: raised(data=table(100 + 20 * rank())), "100", True),
     "100 and 101 rows": (lambda: raised(data=table(100 + rank())), "100", True),
     "plain loaders": (lambda: raised(data=DataLoader(Rows(100 + 20 * rank()), 6)), "100", True),
+    "a DistributedSampler": (lambda: raised(data=of_a_rank()), "DistributedSampler", True),
     "nan in one share": (lambda: raised(data=with_nan()), "nan", True),
     "loss 0": (lambda: raised(loss_fn=partial(broken, 0)), "process 0 is broken", False),
     "loss 1": (lambda: raised(loss_fn=partial(broken, 1)), "process 1 is broken", False),
@@ -521,8 +518,9 @@ def test_a_signal_to_any_rank_saves_and_ends_all(name, together):
     for _, ended, code, joined in results:
         assert ended - sent < 1.0  # the validation takes two seconds
         assert code == (143 if number == signal.SIGTERM else None) and not joined
-    step = 10 if where == "validation" else 7
-    assert kit.read_checkpoint(together.folder / name / "last.pt")["step"] == step
+    step = kit.read_checkpoint(together.folder / name / "last.pt")["step"]
+    # a message is sent ten times a second, and at the end of an epoch
+    assert step == 10 if where == "validation" else 7 <= step <= 10
     straight = content(fit(None, None, Validation()))
     assert_same(resumed(together.folder / name), straight, TOLERANCE)
 
