@@ -46,7 +46,6 @@ def test_parts_that_do_not_go_together_are_refused():
     late = SGD(replaced.parameters(), lr=0.01)
     replaced[0] = nn.Linear(1, 1)
     step = lr_scheduler.StepLR(late, 1)
-    plateau = lr_scheduler.ReduceLROnPlateau(optimizer)
     for words, *parts, options in (
         ("model", nn.Linear(1, 1), optimizer, {}),
         ("model", nn.ReLU(), optimizer, {}),
@@ -56,8 +55,6 @@ def test_parts_that_do_not_go_together_are_refused():
         ("StepLR", model, step, {}),
         ("Linear", nn.Linear, optimizer, {}),
         ("another optimizer", model, optimizer, {"scheduler": step}),
-        ("per_step must be False", model, optimizer, {"per_step": True}),
-        ("per_step", model, optimizer, {"per_step": True, "scheduler": plateau}),
     ):
         with refused(words):
             kit.make_state(*parts, **options)
