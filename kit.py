@@ -2176,7 +2176,8 @@ def progress(state: State, *, epochs: int | None = None) -> None:
         if key.endswith("_loss"):
             line += f"  {key} {value:.4g}"
     seconds = sum(row["seconds"] for row in state.history)
-    if same_run and sys.stdout.isatty():
+    # which is None for a closed output
+    if same_run and sys.stdout and sys.stdout.isatty():
         line = f"\033[A\033[2K{line}"  # up one line, and clear it
     print(f"{line}  {seconds:.1f} s", flush=True)
 
