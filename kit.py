@@ -920,7 +920,9 @@ def _evaluate(model, loader, loss_fn, forward, measure, epoch=None, interrupted=
                 found = {getattr(measure, "__name__", type(measure).__name__): found}
             for name, value in found.items():
                 if math.prod(np.shape(value)) != 1:
-                    got = f"shape {tuple(np.shape(value))}: average it, or name its parts"
+                    got = (
+                        f"shape {tuple(np.shape(value))}: average it, or name its parts"
+                    )
                     raise ValueError(f"{name} must be a single number, got {got}")
                 row[name] = float(value)
         if incremental:
@@ -1841,8 +1843,9 @@ def _process_group():
 def amp(model: nn.Module, precision: str) -> nn.Module:
     """The model with its forward under autocast, "bf16" or "fp16", and float32 out.
 
-    For fp16, make_state adds the GradScaler. Checkpoints do not show the wrap.
-    Raises ValueError on a device that cannot. Source: tutorial 7.1.
+    For fp16, make_state adds the GradScaler. Checkpoints do not show the wrap. GPUs
+    that only emulate bf16 (before Ampere) are slow at it: take fp16 there. Raises
+    RuntimeError on a device without autocast. Source: tutorial 7.1.
 
     >>> amp(nn.Linear(2, 1), "bf16")(torch.ones(3, 2)).dtype
     torch.float32
@@ -1851,14 +1854,8 @@ def amp(model: nn.Module, precision: str) -> nn.Module:
     if precision not in dtypes:
         raise ValueError(f"precision must be bf16 or fp16, got {precision!r}")
 
-    # torch.amp says yes to bf16 on GPUs that only emulate it
-    device = _device(model).type
-    able = torch.amp.is_autocast_available(device)
-    if device == "cuda" and precision == "bf16":
-        able = torch.cuda.is_bf16_supported(including_emulation=False)
-    if not able:
-        raise ValueError(f"{device} has no {precision} autocast: leave amp out")
-
+    # raises now, rather than in the first step, where the device has no autocast
+    torch.autocast(_device(model).type, dtypes[precision])
     return _Amp(model, dtypes[precision])
 
 
@@ -1872,6 +1869,7 @@ class _Amp(nn.Module):
     def forward(self, *args, **kwargs):
         with torch.autocast(_device(self).type, self.dtype):
             outputs = self._orig_mod(*args, **kwargs)
+        # a loss is computed in float32; class numbers stay whole
         return _map(_to_float32, outputs)
 
 
@@ -1900,7 +1898,7 @@ def early_stopping(
     True
     """
     _at_least("patience", patience, 1)
-    return len(history) - 1 - _best(history, key, mode, min_delta) >= patience
+    return len(history) - _best(history, key, mode, min_delta) >= patience
 
 
 def is_best(
@@ -1918,30 +1916,33 @@ def is_best(
     ...         mode="max")
     True
     """
-    return bool(history) and _best(history, key, mode, min_delta) == len(history) - 1
+    best = _best(history, key, mode, min_delta)
+    return best > 0 and best == len(history)
 
 
 def _best(history, key, mode, min_delta):
-    """The index of the best epoch; -1 while there is none."""
+    """The best epoch of the history, counted from 1; 0 while there is none."""
+    last = history[-1] if history else {}
     if key is None:
-        key = "val_loss" if history and "val_loss" in history[-1] else "train_loss"
-    if mode is None and key.endswith(("loss", "mae", "mse", "rmse")):
+        key = "val_loss" if "val_loss" in last else "train_loss"
+    if mode is None and key.endswith(("loss", "mae", "mse")):  # rmse too
         mode = "min"
-    if mode not in ("min", "max"):
+    signs = {"min": 1, "max": -1}
+    # no guess: that of an accuracy would be found out only at the end
+    if mode not in signs:
         raise ValueError(f"mode must be 'min' or 'max' for {key}, got {mode!r}")
-    if history and key not in history[-1]:
-        raise ValueError(f"the history has no {key!r}, only: {', '.join(history[-1])}")
+    if history and key not in last:
+        raise ValueError(f"the history has no {key!r}, only: {', '.join(last)}")
 
-    # NaN is below nothing, so it is never the best
-    sign = 1 if mode == "min" else -1
-    best, index = math.inf, -1
+    best, best_epoch = math.inf, 0
 
-    for i, row in enumerate(history):
-        value = sign * row.get(key, math.nan)
+    for epoch, row in enumerate(history, 1):
+        # not every epoch need be validated; NaN is below nothing
+        value = signs[mode] * row.get(key, math.nan)
         if value < best - min_delta:
-            best, index = value, i
+            best, best_epoch = value, epoch
 
-    return index
+    return best_epoch
 
 
 # ------------------------------------------------------------------- 8 metrics
@@ -1959,80 +1960,96 @@ def metrics(prediction: Tensor, target: Tensor) -> dict[str, float]:
     >>> metrics(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 2.0, 3.0]))["r2"]
     0.5
     """
-    _at_least("samples", len(target), 1)
-    if not target.is_floating_point():
-        return _class_metrics(prediction, target)
-    if prediction.shape != target.shape:
-        shapes = f"{tuple(prediction.shape)} for {tuple(target.shape)}"
-        raise ValueError(f"prediction must be of the target's shape, got {shapes}")
-
-    prediction = prediction.detach().cpu().double().reshape(len(target), -1)
-    target = target.cpu().double().reshape(len(target), -1)
-
-    error = prediction - target
-    residual = error.square().sum(0)
-    # in two passes: spread as a difference of large sums would lose its digits
-    spread = (target - target.mean(0)).square().sum(0)
-    constant = (target == target[0]).all(0)
-    # + 0 * residual: NaN stays NaN
-    perfect = (residual == 0).double() + 0 * residual
-    r2 = torch.where(constant, perfect, 1 - residual / spread)
-    mse = error.square().mean().item()
-    return {
-        "mae": error.abs().mean().item(),
-        "mse": mse,
-        "rmse": math.sqrt(mse),
-        "r2": r2.mean().item() if len(target) > 1 else math.nan,
-    }
-
-
-def _class_metrics(prediction, target):
-    if prediction.is_floating_point() and prediction.isnan().any():
+    if target.is_floating_point():
+        scores = _regression_scores(prediction, target)
+    elif prediction.isnan().any():
         return dict.fromkeys(("accuracy", "precision", "recall", "f1"), math.nan)
-    counts = confusion_matrix(prediction, target).cpu().double()
-    right, true, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
-    scores = {
-        "precision": right / predicted.clamp(min=1),
-        "recall": right / true.clamp(min=1),
-        "f1": 2 * right / (true + predicted).clamp(min=1),
+    else:
+        scores = _class_scores(prediction, target)
+
+    return {name: score.mean().item() for name, score in scores.items()}
+
+
+def _regression_scores(prediction, target):
+    """By sample and column, or by column: metrics takes the means."""
+    _check_pair(prediction, target)
+    target = target.cpu().double()
+    error = prediction.cpu().double() - target
+    square = error.square()
+
+    # in two passes: as a difference of large sums the spread would lose its digits
+    centred = target - target[0]  # exactly 0 where the target is constant
+    spread = (centred - centred.mean(0)).square().sum(0)
+    residual = square.sum(0)
+    # what a constant target leaves unexplained: all, or 0 where there is no error
+    constant = residual.ceil().clamp(max=1)  # NaN stays NaN
+    unexplained = torch.where(spread == 0, constant, residual / spread)
+    if len(target) == 1:  # no spread to explain
+        unexplained *= math.nan
+
+    return {
+        "mae": error.abs(),
+        "mse": square,
+        "rmse": square.mean().sqrt(),
+        "r2": 1 - unexplained,
     }
-    occur = true + predicted > 0
-    means = {name: score[occur].mean().item() for name, score in scores.items()}
-    return {"accuracy": (right.sum() / counts.sum()).item()} | means
+
+
+def _check_pair(prediction, target):
+    """Raise unless there are samples, and both have one shape: they would broadcast."""
+    _at_least("samples", target.numel(), 1)
+    shape, must = tuple(prediction.shape), tuple(target.shape)
+    if shape != must:
+        raise ValueError(
+            f"prediction must be of the target's shape {must}, got {shape}"
+        )
+
+
+def _class_scores(prediction, target):
+    """By class, of those that occur: metrics takes the means."""
+    counts = confusion_matrix(prediction, target).cpu().double()
+    occurs = counts.sum(0) + counts.sum(1) > 0
+    counts = counts[occurs][:, occurs]
+    right, predicted, true = counts.diagonal(), counts.sum(0), counts.sum(1)
+    return {
+        "accuracy": right.sum() / counts.sum(),
+        "precision": right / predicted.clamp(min=1),  # 0 if it is never predicted
+        "recall": right / true.clamp(min=1),
+        "f1": 2 * right / (predicted + true),
+    }
 
 
 def confusion_matrix(prediction: Tensor, target: Tensor) -> Tensor:
     """Counts (C, C) of samples, a row for each true class, a column for each predicted.
 
-    prediction: class numbers (N,), scores (N, C), or logits (N, 1) or (N,) of class 1.
+    target: class numbers (N,). prediction: class numbers (N,), scores (N, C), or logits
+    (N, 1) or (N,) of class 1.
 
     >>> confusion_matrix(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1])).tolist()
     [[1, 1], [0, 1]]
     """
-    _at_least("samples", target.numel(), 1)
-    shapes = f"{tuple(prediction.shape)} for {tuple(target.shape)}"
+    if prediction.isnan().any():
+        raise ValueError("prediction must be numbers, got NaN")
     classes = None  # as many as occur
+
     if prediction.is_floating_point():
-        if prediction.isnan().any():
-            raise ValueError("prediction must be numbers, got NaN")
-        if prediction.ndim > target.ndim and prediction.shape[1] > 1:
-            classes, prediction = prediction.shape[1], prediction.argmax(1)
-        elif prediction.numel() == target.numel():
-            classes, prediction = 2, (prediction > 0).reshape(target.shape)
-    if prediction.shape != target.shape:
-        must = "of the target's shape, or a score for each class"
-        raise ValueError(f"prediction must be {must}, got {shapes}")
+        scores = prediction
+        if scores.ndim == target.ndim:
+            scores = scores.unsqueeze(1)
+        if scores.shape[1] == 1:  # those of class 1; a score of class 0 would be 0
+            scores = torch.cat([torch.zeros_like(scores), scores], 1)
+        classes, prediction = scores.shape[1], scores.argmax(1)
+    _check_pair(prediction, target)
 
-    prediction, target = prediction.long(), target.long()
-    classes = classes or int(max(prediction.max(), target.max())) + 1
-    low, high = int(min(prediction.min(), target.min())), int(target.max())
+    both = torch.stack([target, prediction]).long()
+    low, high = both.aminmax()
+    classes = classes or int(high) + 1
     if low < 0 or high >= classes:
-        raise ValueError(
-            f"target must be class numbers from 0 to {classes - 1}, got from {low} to "
-            f"{high}"
-        )
+        must = f"must be numbers from 0 to {classes - 1}"
+        raise ValueError(f"classes {must}, got from {low} to {high}")
 
-    pairs = (target * classes + prediction).flatten()
+    # each pair of classes as one number
+    pairs = (both[0] * classes + both[1]).flatten()
     return pairs.bincount(minlength=classes**2).reshape(classes, classes)
 
 
@@ -2053,64 +2070,69 @@ def progress(state: State, *, epochs: int | None = None) -> None:
     """
     epochs = epochs or state.config.get("epochs")
     row, now = state.history[-1], time.monotonic()
+    epoch = row["epoch"]
     # there is one terminal: what was last written to it is kept on the function
-    last_epoch, last_time = getattr(progress, "last", (math.inf, -math.inf))
-    is_same_run = last_epoch < row["epoch"]
-    if is_same_run and now - last_time < 1 and row["epoch"] != epochs:
+    last_epoch, last_time = getattr(progress, "last", (math.inf, 0))
+    same_run = last_epoch < epoch
+    if same_run and now - last_time < 1 and epoch != epochs:
         return
-    progress.last = row["epoch"], now  # type: ignore[attr-defined]
-    losses = [f"{k} {v:.4g}" for k, v in row.items() if k.endswith("_loss")]
-    seconds = sum(row.get("seconds", 0.0) for row in state.history)
-    of = f"/{epochs}" if epochs else ""
-    line = "  ".join([f"epoch {row['epoch']}{of}", *losses, f"{seconds:.1f} s"])
-    if is_same_run and sys.stdout and sys.stdout.isatty():
+    progress.last = epoch, now  # type: ignore[attr-defined]
+
+    line = f"epoch {epoch}"
+    if epochs:
+        line += f"/{epochs}"
+    for key, value in row.items():
+        if key.endswith("_loss"):
+            line += f"  {key} {value:.4g}"
+    seconds = sum(row["seconds"] for row in state.history)
+    # which is None for a closed output
+    if same_run and sys.stdout and sys.stdout.isatty():
         line = f"\033[A\033[2K{line}"  # up one line, and clear it
-    print(line, flush=True)
+    print(f"{line}  {seconds:.1f} s", flush=True)
 
 
 def plot_history(history: Sequence[Row]) -> Any:
     """A matplotlib Figure of the losses, every metric and the learning rate by epoch.
 
-    Train and val share a panel; of mse and rmse only the latter is drawn. The best
-    epoch is marked, and a scale is logarithmic where values span more than a factor
-    of 20. Source: tutorial 3.4.
+    Train and val share a panel; of mse and rmse only the latter is drawn, and a rate
+    only if it changes. The best epoch is marked, and a scale is logarithmic where
+    values span more than a factor of 20. Source: tutorial 3.4.
 
     >>> plot_history([{"epoch": 1, "train_loss": 2.0, "lr": 0.1}]).savefig("curve.png")
     """
-    if not history:
-        raise ValueError("history must have at least one row, got none")
+    _at_least("rows of history", len(history), 1)
     panels: dict[str, list[str]] = {"loss": []}  # measure -> its keys
 
     for key in dict.fromkeys(itertools.chain(*history)):
         measure = key.removeprefix("train_").removeprefix("val_")
-        panels.setdefault(measure, []).append(key)
+        if measure not in ("epoch", "step", "seconds"):
+            panels.setdefault(measure, []).append(key)
 
-    for measure in ("epoch", "step", "seconds", "mse" if "rmse" in panels else ""):
-        panels.pop(measure, None)
-
+    # what says nothing new
+    if "rmse" in panels:
+        panels.pop("mse", None)
     if len({row.get("lr") for row in history}) == 1:
         panels.pop("lr", None)
 
     epochs = [row["epoch"] for row in history]
-    best = _best(history, None, "min", 0.0)
+    best = _best(history, None, None, 0.0)
     figure = _figure(10, 2 + 2.5 * len(panels))
-    grid = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
 
-    for axes, (name, keys) in zip(grid, panels.items()):
-        known: list[float] = []
+    for nth, (measure, keys) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot(len(panels), 1, nth)
         for key in keys:
             values = [row.get(key, math.nan) for row in history]
             axes.plot(epochs, values, label=key, linewidth=1, alpha=0.8)
-            known += filter(math.isfinite, values)
-        if known and max(known) > 20 * min(known) > 0:
+        low, high = axes.dataLim.intervaly  # of the finite values
+        if high > 20 * low > 0:
             axes.set_yscale("log")
-        if best >= 0:
-            label = f"best epoch: {epochs[best]}"
-            axes.axvline(epochs[best], color="gray", linestyle=":", label=label)
-        axes.set_ylabel(name)
+        if best:
+            epoch = epochs[best - 1]
+            label = f"best epoch: {epoch}"
+            axes.axvline(epoch, color="gray", linestyle=":", label=label)
+        axes.set(xlabel="epoch", ylabel=measure)
         axes.legend(frameon=False)
 
-    grid[-1].set_xlabel("epoch")
     return figure
 
 
@@ -2176,63 +2198,55 @@ def export(
     'plane.pt2'
     """
     path = Path(path)
-    makers = {".onnx": _make_onnx, ".pt2": _make_pt2}
-    if path.suffix.lower() not in makers:
+    if path.suffix not in (".onnx", ".pt2"):
         raise ValueError(f"an export must be an .onnx or .pt2 file, got {path.name}")
-
     _check_type("example", example, Tensor)
-    _at_least("rows of example", example.ndim and len(example), 1)
+    _at_least("rows of example", len(example), 1)
     rows = example.detach().cpu()
     texts = {key: json.dumps(value) for key, value in (metadata or {}).items()}
 
     with _quiet_exporter(path.name):
-        plain = copy.deepcopy(unwrap(model)).cpu().eval().requires_grad_(False)
-        plain(rows.clone())  # an example that does not fit is told by the model itself
-        content, loaded = makers[path.suffix.lower()](_trace(plain, rows), texts)
+        # in a Sequential, whose forward has one argument, by the name of input
+        plain = nn.Sequential(copy.deepcopy(unwrap(model))).cpu().eval()
+        plain.requires_grad_(False)
+        # an example that does not fit is told by the model itself
+        _check_type("the output", plain(rows.clone()), Tensor)
+        content, loaded = _convert(plain, rows, path.suffix, texts)
+
         for batch in (rows[:1], rows, torch.cat([rows, rows[:1]])):
-            expected, got = plain(batch.clone()), loaded(batch.clone())
-            _check_type("the output", expected, Tensor)
-            largest, difference = float(expected.abs().max()), math.inf
-            if got.shape == expected.shape:
-                difference = float((got.double() - expected.double()).abs().max())
-            # NaN is not below anything, and fails too
-            if not difference <= max(1e-4 * largest, 1e-6) < math.inf:
-                what = f"by {difference:.2g}, in outputs up to {largest:.2g}"
-                raise ValueError(f"what was made differs {what}, of {len(batch)} rows")
+            expected = plain(batch.clone())  # a model may change its batch
+            # divided by the largest; what is NaN or infinite becomes NaN, and differs
+            scale = expected.abs().max().clamp(min=0.01)
+            torch.testing.assert_close(
+                loaded(batch) / scale,
+                expected / scale,
+                rtol=0,
+                atol=1e-4,
+                msg=lambda text: f"what was made differs. {text}",
+            )
 
     return _write(path, content)
 
 
-def _trace(model, rows):
-    """The model as torch's graph, of free batch size, without this machine's paths."""
+def _convert(model, rows, suffix, texts):
+    """A file's content, and the function that its runtime makes of it."""
     traced = rows.new_zeros(2, *rows.shape[1:])  # saved too; 1 row would fix the size
-    shapes = torch.export.ShapesCollection()
-    shapes[traced] = {0: torch.export.Dim("batch")}
-    dynamic = shapes.dynamic_shapes(model, (traced,))
+    dynamic = ({0: torch.export.Dim("batch")},)
     program = torch.export.export(model, (traced,), dynamic_shapes=dynamic)
 
-    for module in program.graph_module.modules():  # a condition has graphs of its own
-        if isinstance(module, torch.fx.GraphModule):
-            for node in module.graph.nodes:
-                node.meta.pop("stack_trace", None)
+    # this machine's paths; a condition has graphs of its own
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes:
+            node.meta.pop("stack_trace", None)
 
-    return program
+    if suffix == ".pt2":
+        file = io.BytesIO()
+        torch.export.save(program, file, extra_files=texts)
+        return file.getvalue(), torch.export.load(file).module()
 
-
-def _make_pt2(program, texts):
-    """A .pt2 file's content, and the function that torch makes of it."""
-    file = io.BytesIO()
-    torch.export.save(program, file, extra_files=texts)
-    return file.getvalue(), torch.export.load(io.BytesIO(file.getvalue())).module()
-
-
-def _make_onnx(program, texts):
-    """An .onnx file's content, and the function that onnxruntime makes of it."""
     packages = ("onnx", "onnxscript", "onnxruntime")
     for package in packages:
         _import_extra(package, ".onnx needs", *packages)
-    onnxruntime = sys.modules["onnxruntime"]
-
     made = torch.onnx.export(
         program,
         input_names=["input"],
@@ -2242,23 +2256,17 @@ def _make_onnx(program, texts):
     )
     made.model.metadata_props.update(texts)
     content = made.model_proto.SerializeToString()
-    session = onnxruntime.InferenceSession(content)
-
-    def loaded(rows):
-        return torch.from_numpy(session.run(["output"], {"input": rows.numpy()})[0])
-
-    return content, loaded
+    return content, lambda rows: made(rows)[0]  # which it has onnxruntime compute
 
 
 @contextmanager
 def _quiet_exporter(name):
-    """torch's exporters without what they warn of, log and print; one line if they fail."""
+    """torch's exporters without what they warn of, log, print; one line if they fail."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
 
     try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()):
             yield
     except ImportError:
         raise

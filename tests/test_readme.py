@@ -161,9 +161,10 @@ def test_the_script_block_has_what_the_package_needs():
 
 
 def test_the_gate_runs_the_commands_of_the_readme():
-    (command,) = (code for code in blocks("sh") if "pytest" in code)
+    commands = "".join(blocks("sh")).splitlines()
+    (command,) = (command for command in commands if "pytest" in command)
     gate = (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
-    steps = command.strip().split(" && ")
+    steps = command.split(" && ")
     at = gate.index(steps[0])
     assert gate[at : at + len(steps)] == steps
     assert gate[at - 1] == "rm -rf .venv"

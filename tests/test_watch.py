@@ -169,7 +169,7 @@ def test_columns_that_say_nothing_new_take_no_panel():
 
 
 def test_an_empty_history_is_one_line():
-    with pytest.raises(ValueError, match="^history must") as error:
+    with pytest.raises(ValueError, match="^rows of history must") as error:
         kit.plot_history([])
     one_line(error)
 
