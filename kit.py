@@ -1015,10 +1015,10 @@ def save_checkpoint(state: State, path: str | Path) -> Path:
     'line.pt'
     """
     _check_type("state", state, State)
-    return _write(Path(path), _encode(state))
+    return _write(Path(path), _pack(state))
 
 
-def _encode(state):
+def _pack(state):
     """The bytes of a checkpoint."""
     model, scheduler = unwrap(state.model).state_dict(), state.scheduler
     content = {
@@ -1099,7 +1099,7 @@ def load_checkpoint(state: State, path: str | Path) -> State:
     0
     """
     _check_type("state", state, State)
-    saved, own = read_checkpoint(path), _decode(io.BytesIO(_encode(state)))
+    saved, own = read_checkpoint(path), _unpack(io.BytesIO(_pack(state)))
 
     try:
         # first compare everything, so that a file of another run changes nothing
@@ -1203,7 +1203,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         try:
             _check_zip(file)
             file.seek(0)
-            return _decode(file)
+            return _unpack(file)
         except pickle.UnpicklingError:
             reason = "it holds more than plain types, which could run code"
             raise ValueError(f"{path} was not loaded: {reason}") from None
@@ -1226,7 +1226,7 @@ def _check_zip(file):
         raise ValueError(f"the checksum of {damaged} is wrong")
 
 
-def _decode(file):
+def _unpack(file):
     """The content of a checkpoint, whose parts must be there and of their types."""
     content = torch.load(file, map_location="cpu", weights_only=True)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -1556,7 +1556,7 @@ def fit(
                 is_new_best = finished and best(now.history)
                 # last.pt comes last: a resume from it would not write best.pt again
                 names = ("best.pt", "last.pt") if is_new_best else ("last.pt",)
-                content = _encode(now)
+                content = _pack(now)
                 for write in writes:
                     write.result()  # raises what the writing has raised
                 writes = [
