@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -13,9 +14,11 @@ import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 import kit
 
@@ -38,6 +41,24 @@ def mlp(inputs=3, outputs=1, *, dropout=0.5):
     torch.manual_seed(0)
     hidden = nn.Linear(inputs, 8), nn.Tanh(), nn.Dropout(dropout)
     return nn.Sequential(*hidden, nn.Linear(8, outputs))
+
+
+def draws():
+    """A number of each of the three global generators."""
+    return [random.random(), np.random.rand(), torch.rand(()).item()]
+
+
+class Draws(Dataset):
+    """Rows that draw, as an augmentation does; their targets are their numbers."""
+
+    def __init__(self, n=20):
+        self.n = n
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, row):
+        return torch.tensor(draws()), torch.tensor([float(row)])
 
 
 def make_state(model=None, *, optimizer=torch.optim.Adam, scheduler=None, lr=0.01):

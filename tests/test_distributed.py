@@ -9,7 +9,6 @@ that comes to after some steps.
 import faulthandler
 import math
 import os
-import random
 import signal
 import sys
 import time
@@ -27,7 +26,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import lr_scheduler
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, Subset, TensorDataset
 
 import kit
 
@@ -96,15 +95,9 @@ def in_fp16():
     return trained(state, kit.make_loader((X, y), batch_size=6))
 
 
-class Rows(Dataset):
-    def __init__(self, n=26):
-        self.X, self.y = table(n)
-
-    def __len__(self):
-        return len(self.X)
-
-    def __getitem__(self, i):
-        return self.X[i], self.y[i]
+def rows(n=26):
+    """A Dataset that is read row by row."""
+    return Subset(TensorDataset(*table(n)), range(n))
 
 
 def of_nests(**options):
@@ -130,8 +123,8 @@ def of_a_distributed_sampler():
     """Whose batch size is that of a process; in order, it makes the loader's batches."""
     if world() == 1:
         return trained(None, kit.make_loader(table(24), batch_size=3 * PROCESSES))
-    sampler = DistributedSampler(Rows(24), world(), rank(), shuffle=False)
-    return trained(None, DataLoader(Rows(24), 3, sampler=sampler))
+    sampler = DistributedSampler(rows(24), world(), rank(), shuffle=False)
+    return trained(None, DataLoader(rows(24), 3, sampler=sampler))
 
 
 def afterwards():
@@ -186,7 +179,7 @@ def of_seven_rows(batch_size, **options):
 
 
 def of_a_dataset(make_loader, **options):
-    return trained(None, make_loader(Rows(), batch_size=6, shuffle=True, **options))
+    return trained(None, make_loader(rows(), batch_size=6, shuffle=True, **options))
 
 
 TRAININGS = {
@@ -233,26 +226,16 @@ def all_reduces():
     return counts
 
 
-class Draws(Dataset):
-    """Rows of random numbers from three sources."""
-
-    def __len__(self):
-        return 8
-
-    def __getitem__(self, i):
-        return torch.tensor([random.random(), np.random.rand(), torch.rand(())]), i
-
-
 def draws(workers):
     """The rows that this process was given."""
     given = []
 
     def step(state, batch, *, loss_fn, forward):
-        given.extend(zip(batch[1].tolist(), batch[0].tolist()))
+        given.extend(zip(batch[1][:, 0].tolist(), batch[0].tolist()))
         return state._replace(step=state.step + 1), {"loss": 0.0, "weight": 1}
 
     shape = {"batch_size": 4, "shuffle": True, "workers": workers}
-    fit(None, kit.make_loader(Draws(), **shape), step=step)
+    fit(None, kit.make_loader(helpers.Draws(8), **shape), step=step)
     return given
 
 
@@ -376,7 +359,7 @@ FAILURES = {  # what fit is given, the words, and whether all processes say them
     "another step": (lambda: raised(make_state()._replace(step=rank())), "step", True),
     "100 and 101 rows": (lambda: raised(data=table(100 + rank())), "100", True),
     "plain loaders": (
-        lambda: raised(data=DataLoader(Rows(100 + 20 * rank()), 6)),
+        lambda: raised(data=DataLoader(rows(100 + 20 * rank()), 6)),
         "100",
         True,
     ),

@@ -11,22 +11,16 @@ import torch
 from helpers import assert_same, make_state, refused, table
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
+from torch.utils.data import Subset
 
 import kit
 
 ROWS = 22  # in batches of 6, 6, 6 and 4
 
 
-class ListOf(Dataset):
-    def __init__(self, rows):
-        self.rows = list(rows)
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, row):
-        return self.rows[row]
+def rows_of(rows):
+    """A Dataset of a list."""
+    return Subset(rows, range(len(rows)))
 
 
 def tokens(seed=0):
@@ -137,17 +131,17 @@ TASKS = [(x, {"kind": k, "more": (s,)})
          for x, k, s in zip(numbers(), kinds(), numbers(1, seed=2))]  # fmt: skip
 SCRIPTS = {
     "Hugging Face": Script(
-        *(ListOf(DICTS), Classifier, F.cross_entropy),
+        *(rows_of(DICTS), Classifier, F.cross_entropy),
         plain=lambda model, batch: model(**batch).loss,
         forward=lambda model, batch: (model(**batch).logits, batch["labels"]),
     ),
     "Hugging Face, its loss": Script(
-        *(ListOf(DICTS), Classifier, lambda outputs, _: outputs.loss),
+        *(rows_of(DICTS), Classifier, lambda outputs, _: outputs.loss),
         plain=lambda model, batch: model(**batch).loss,
         forward=lambda model, batch: (model(**batch), None),
     ),
     "siamese pairs": Script(
-        *(ListOf(PAIRS), partial(Twins, 3, 4), contrastive),
+        *(rows_of(PAIRS), partial(Twins, 3, 4), contrastive),
         plain=lambda model, batch: contrastive(model(*batch[0]), batch[1]),
         forward=lambda model, batch: (model(*batch[0]), batch[1]),
     ),
@@ -167,7 +161,7 @@ SCRIPTS = {
         forward=lambda model, batch: (model(*batch), batch[1]),
     ),
     "multi-task": Script(
-        *(ListOf(TASKS), TwoTasks, two_losses),
+        *(rows_of(TASKS), TwoTasks, two_losses),
         plain=lambda model, batch: two_losses(model(batch[0]), batch[1]),
     ),
 }
