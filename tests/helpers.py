@@ -12,12 +12,14 @@ import time
 import traceback
 import warnings
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 import kit
@@ -67,6 +69,34 @@ def make_state(model=None, *, optimizer=torch.optim.Adam, scheduler=None, lr=0.0
     optimizer = optimizer(model.parameters(), lr=lr)
     scheduler = scheduler and scheduler(optimizer)
     return kit.make_state(model, optimizer, scheduler=scheduler)
+
+
+CLASS_WEIGHTS = torch.tensor([0.1, 3.0, 0.5, 1.0])
+weighted_mean = partial(F.cross_entropy, weight=CLASS_WEIGHTS, ignore_index=-1)
+
+
+def weighted(outputs, targets):
+    """Cross entropy with class weights and ignore_index, as totals."""
+    weight = CLASS_WEIGHTS[targets[targets >= 0]].sum()
+    loss = weighted_mean(outputs, targets, reduction="sum")
+    return {"loss": loss, "weight": weight, "twice": 2 * weight}
+
+
+class Step:
+    """train_step that keeps batches, totals and rates, and may get a signal."""
+
+    def __init__(self, signal_at=-1, number=signal.SIGTERM, **bound):
+        self.signal_at, self.number, self.bound = signal_at, number, bound
+        self.batches, self.totals, self.lrs = [], [], []
+
+    def __call__(self, state, batch, **options):
+        if state.step == self.signal_at:
+            signal.raise_signal(self.number)
+        self.batches.append(batch)
+        self.lrs.append(state.optimizer.param_groups[0]["lr"])
+        state, totals = kit.train_step(state, batch, **self.bound, **options)
+        self.totals.append(totals)
+        return state, totals
 
 
 # -------------------------------------------------------------------------- comparing

@@ -61,15 +61,10 @@ def fit(state=None, train=None, val=None, *, loss_fn=F.mse_loss, epochs=3, **opt
     return kit.fit(*parts, loss_fn=loss_fn, epochs=epochs, **options)
 
 
-def trained(*parts, inner=kit.train_step, accumulate=1, clip=None, **options):
+def trained(*parts, accumulate=1, clip=None, **options):
     """What the checkpoint of a run holds, and the learning rate of every step."""
-    lrs, bound = [], {"accumulate": accumulate, "clip": clip}
-
-    def step(state, batch, **options):
-        lrs.append(state.optimizer.param_groups[0]["lr"])
-        return inner(state, batch, **bound, **options)
-
-    return content(fit(*parts, step=step, **options)) | {"lrs": lrs}
+    step = helpers.Step(accumulate=accumulate, clip=clip)
+    return content(fit(*parts, step=step, **options)) | {"lrs": step.lrs}
 
 
 def count(prediction, target):

@@ -18,6 +18,7 @@ import pytest
 import torch
 from helpers import (
     Draws,
+    Step,
     assert_same,
     content,
     draws,
@@ -116,24 +117,13 @@ SCHEDULERS = {
 }
 
 
-class Watched:
-    """A step of two micro-batches that keeps its rows and rates, and may get a signal."""
-
-    def __init__(self, signal_at=-1, number=signal.SIGTERM):
-        self.rows, self.lrs, self.signal_at, self.number = [], [], signal_at, number
-
-    def __call__(self, state, batch, **options):
-        if state.step == self.signal_at:
-            signal.raise_signal(self.number)
-        self.rows.append(batch[0][:, 0].tolist())
-        self.lrs.append(state.optimizer.param_groups[0]["lr"])
-        return kit.train_step(state, batch, accumulate=2, clip=1.0, **options)
+STEP = partial(Step, accumulate=2, clip=1.0)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize("validates", [True, False])
 def test_rates_are_those_of_the_plain_loop(name, validates):
-    step, (train, val) = Watched(), loaders()
+    step, (train, val) = STEP(), loaders()
     state, make = make_state(scheduler=SCHEDULERS[name]), SCHEDULERS[name]
     state = fit(state, train, val if validates else None, epochs=3, step=step)
     optimizer = torch.optim.Adam(mlp().parameters(), lr=0.01)
@@ -158,7 +148,7 @@ def test_rates_are_those_of_the_plain_loop(name, validates):
 # --------------------------------------------------------------------- exact resumes
 
 
-def stopped(state, train, val, at, step=Watched, **options):
+def stopped(state, train, val, at, step=STEP, **options):
     """The file of a run that gets a SIGTERM in the step after `at` steps."""
     folder = Path(f"stopped at {at}")
     try:  # pytest.raises would keep the loaders alive, with their workers
@@ -169,16 +159,16 @@ def stopped(state, train, val, at, step=Watched, **options):
     return folder / "last.pt"
 
 
-def check_resumes(make, make_loaders, at, epochs=3, step=Watched, **options):
+def check_resumes(make, make_loaders, at, step=STEP, **options):
     """That runs stopped there end as the straight one, having seen the same."""
-    options["epochs"], straight = epochs, step()
+    options, straight = {"epochs": 3} | options, step()
     expected = fit(make(), *make_loaders(), step=straight, **options)
     for n in at:
         path = stopped(make(), *make_loaders(), n, step, **options)
         torch.manual_seed(n), random.seed(n), np.random.seed(n)
         state, resumed = kit.load_checkpoint(make(), path), step()
         state = fit(state, *make_loaders(), step=resumed, **options)
-        assert resumed.rows == straight.rows[n + 1 :]
+        assert_same(resumed.batches, straight.batches[n + 1 :])
         assert resumed.lrs == straight.lrs[n + 1 :]
         assert_same(state, expected)
 
@@ -223,7 +213,7 @@ def drawing_loader(kind, seed=0):
     return kit.make_loader(Drawing(), seed=seed, **options)
 
 
-class DrawingStep(Watched):
+class DrawingStep(Step):
     def __call__(self, state, batch, **options):
         return super().__call__(state, (batch[0] + draw(), batch[1]), **options)
 
@@ -231,7 +221,7 @@ class DrawingStep(Watched):
 @pytest.mark.parametrize("kind", ["ours", "steps", "workers", "plain"])
 def test_a_resume_is_exact_where_loaders_draw(kind):
     """And, with a loader that is not make_loader's, where the step does."""
-    step = DrawingStep if kind == "plain" else Watched
+    step = DrawingStep if kind == "plain" else STEP
     make_loaders = lambda: (drawing_loader(kind), drawing_loader(kind, 1))
     at = (7,) if kind == "workers" else (0, 3, 4, 6, 12)
     check_resumes(make_state, make_loaders, at, step=step)
@@ -472,7 +462,7 @@ def test_a_second_signal_stops_at_once():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_exception_says_where_it_saved_and_what_next(number):
     kind = KeyboardInterrupt if number == signal.SIGINT else SystemExit
-    step = Watched(3, number)
+    step = STEP(3, number)
     with pytest.raises(kind) as error:
         fit(make_state(), *loaders(), epochs=2, step=step, checkpoint="run")
     assert kind is KeyboardInterrupt or error.value.code == 143
