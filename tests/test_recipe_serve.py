@@ -13,7 +13,6 @@ import socket
 import sys
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
@@ -138,65 +137,40 @@ def test_the_page_docs_has_an_example_that_works(ports):
 
 
 def changed(**changes):
-    return json.dumps(
-        {"rows": [{"living area": 90, "größe": 3, "heat": "gas"} | changes]}
-    )
+    row = {"living area": 90, "größe": 3, "heat": "gas"} | changes
+    return json.dumps({"rows": [row]}).encode()
 
 
 BAD = [  # body, what is said of it
-    ("", "the body is not JSON"),
     (b"\xff", "the body is not JSON"),
-    ("9" * 5000, "the body is not JSON"),  # more digits than Python reads
-    ("null", 'must be {"rows": [...]}, got None'),
-    ("[[1, 2, 3]]", 'must be {"rows": [...]}'),
-    ('{"rows": [], "more": 1}', 'must be {"rows": [...]}'),
-    ('{"rows": []}', "rows must be a list of rows, got []"),
-    ('{"rows": [[1, 2, 3]]}', "row 0: must be an object with the columns' names"),
-    ('{"rows": [{}]}', "row 0: 'living area' is missing"),
-    (changed(z=1), "row 0: 'z' is not a column"),
+    (b"9" * 5000, "the body is not JSON"),  # more digits than Python reads
+    (b"null", 'must be {"rows": [...]}, got None'),
+    (b'{"rows": []}', "rows must be a list of rows, got []"),
+    (b'{"rows": [[1, 2, 3]]}', "row 0: must be an object with the columns' names"),
+    (b'{"rows": [{}]}', "row 0: 'living area' is missing"),
     (changed(**{"z" * 999: 1}), "zzz is not a column"),
     (changed(größe=math.nan), "row 0: größe must be a finite number, got nan"),
-    (changed(größe=-math.inf), "row 0: größe must be a finite number, got -inf"),
-    (changed(größe=1e39), "row 0: größe must be a finite number, got 1e+39"),
     (changed(größe=10**400), "row 0: größe must be a finite number, got 10000"),
     (changed(größe="3"), "row 0: größe must be a number or null, got '3'"),
-    (changed(größe=[3]), "row 0: größe must be a number or null, got [3]"),
     (changed(heat=3), "row 0: heat must be text or null, got 3"),
-    ("[" * 100_000, "nested too deep"),
-    ('{"rows":' * 100_000, "nested too deep"),
+    (b"[" * 100_000, "nested too deep"),
 ]
 
 
 @pytest.mark.parametrize("body, said", BAD, ids=range(len(BAD)))
 def test_a_bad_body_is_a_422_that_says_why(body, said, ports):
-    body = body if isinstance(body, bytes) else body.encode()
     status, reply = ask(ports["number"], body)
     assert status == 422 and said in reply["detail"] and len(reply["detail"]) < 200
 
 
-def test_no_depth_of_nesting_is_a_500(ports):
-    for depth in range(900, 1100, 9):
-        body = '{"rows": [' + "[" * depth + "]" * depth + "]}"
-        assert ask(ports["number"], body)[0] == 422
-
-
-def test_numbers_too_large_for_the_model_are_a_422(ports):
-    answer, refused = RECIPE["answer"], RECIPE["Refused"]
-    description = {"columns": ["x"], "categories": {}, "classes": []}
-    for run in (lambda x: x * 1e9, lambda x: x * 1e9 - x * 1e9):  # infinite, NaN
-        with pytest.raises(refused, match="too large for the model"):
-            answer(run, description, '{"rows": [{"x": 1}, {"x": 1e30}]}')
-
-
-def test_the_content_type_must_be_json(ports):
-    kinds = {"Application/json; charset=utf-8": 200, "text/plain": 415, "": 415}
-    for kind, status in kinds.items():
-        assert ask(ports["line"], '{"value": 1}', {"content-type": kind})[0] == status
-
-
-def test_a_body_above_the_limit_is_a_413(ports):
-    for size, status in ((1_000_000, 200), (1_000_001, 413)):
-        assert ask(ports["line"], '{"value": 1}'.ljust(size))[0] == status
+def test_type_and_size_of_a_body_are_limited(ports):
+    for kind, size, status in (
+        ("Application/json; charset=utf-8", 1_000_000, 200),
+        ("application/json", 1_000_001, 413),
+        ("text/plain", 20, 415),
+    ):
+        body, headers = '{"value": 1}'.ljust(size), {"content-type": kind}
+        assert ask(ports["line"], body, headers)[0] == status
     assert ask(ports["line"], (b" " * 100_000 for _ in range(50)))[0] == 413  # chunks
 
 
@@ -219,19 +193,6 @@ def test_random_bodies_are_answered_or_refused_but_never_a_500(ports):
         assert status == (200 if "predictions" in reply else 422), body
         seen[status] += 1
     assert min(seen[200], seen[422]) > 60
-
-
-def test_many_clients_at_once_get_each_its_own_answer(ports):
-    expected = predict(ports["number"], *ROWS)
-
-    def client(number):
-        for i in range(number, 90, 16):
-            found = predict(ports["number"], ROWS[i])[0]["prediction"]
-            assert found == pytest.approx(expected[i]["prediction"])
-        return True
-
-    with ThreadPoolExecutor(16) as pool:
-        assert all(pool.map(client, range(16)))
 
 
 def test_a_small_request_does_not_wait_for_a_large_one(ports):
@@ -293,14 +254,11 @@ def test_a_checkpoint_never_says_what_to_import():
     assert run(kit.make_data()[0]).shape == (50, 1)
 
 
-@pytest.mark.parametrize(
-    "name", ["line.pt2", "line/config.json", "broken.onnx", "wide.onnx", "odd.onnx"]
-)
+@pytest.mark.parametrize("name", ["line.pt2", "line/config.json", "wide.onnx"])
 def test_a_file_that_cannot_be_served_is_one_line(name, files, monkeypatch):
-    (files / "broken.onnx").write_bytes(b"\x00" * 99)
-    if columns := {"wide.onnx": ["a", "b"], "odd.onnx": 5}.get(name):
-        model, x = torch.nn.Linear(1, 1), torch.ones(2, 1)
-        kit.export(model, files / name, example=x, metadata={"columns": columns})
+    model, metadata = torch.nn.Linear(1, 1), {"columns": ["a", "b"]}
+    wide = files / "wide.onnx"
+    kit.export(model, wide, example=torch.ones(2, 1), metadata=metadata)
     monkeypatch.setattr("uvicorn.run", print)
     monkeypatch.setattr(sys, "argv", ["10_serve.py", str(files / name)])
     with pytest.raises(SystemExit, match="^Error: .*$") as stop:
