@@ -113,21 +113,6 @@ def test_rows_get_what_kit_predict_says(files, ports):
                 assert p == pytest.approx(float(line["p_True"]), rel=1e-4)
 
 
-def test_the_value_of_section_10_3_is_predicted(ports):
-    status, reply = ask(ports["line"], '{"value": 0.5}')
-    assert (status, round(reply["prediction"], 4)) == (200, 0.6509)
-    assert predict(ports["line"], {"x": 0.5}) == [reply]
-    assert ask(ports["number"], '{"value": 0.5}')[0] == 422
-
-
-def test_an_unknown_category_is_served_and_counted(ports):
-    row = ROWS[0] | {"heat": "sun"}
-    before = get(ports["number"], "/model")[1]["unknown"].get("heat", 0)
-    status, reply = ask(ports["number"], json.dumps({"rows": [row, row]}))
-    assert status == 200 and reply["unknown"] == {"heat": 2}
-    assert get(ports["number"], "/model")[1]["unknown"] == {"heat": before + 2}
-
-
 def test_the_page_docs_has_an_example_that_works(ports):
     for port in ports.values():
         post = get(port, "/openapi.json")[1]["paths"]["/predict"]["post"]

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import ROOT, python
 
-ROOT = Path(__file__).parents[1]
 RECIPES = sorted(
     recipe.relative_to(ROOT).as_posix()
     for folder in ("recipes", "recipes/exercises")
@@ -86,3 +86,22 @@ def test_every_section_and_exercise_has_a_recipe():
     prefix = "recipes/exercises/"
     names = [recipe.removeprefix(prefix) for recipe in RECIPES if prefix in recipe]
     assert {name[0] for name in names} == set("12345689")  # the 7th is 11_houses.py
+
+
+def test_a_recipe_without_its_package_says_what_to_install():
+    recipes = {"08_metrics": "torchmetrics", "09_wandb": "wandb"}
+    recipes |= {"09_tensorboard": "tensorboard", "10_serve": "fastapi"}
+    code = f"""
+import runpy, sys
+for name, package in {recipes}.items():
+    sys.modules[package] = None  # as if it were not installed
+    try:
+        runpy.run_path(f"{ROOT}/recipes/{{name}}.py", run_name="__main__")
+    except SystemExit as stop:
+        print(stop.code)
+"""
+    printed, errors = python("-c", code).communicate(timeout=60)
+    assert errors == ""
+    for line, package in zip(printed.splitlines(), recipes.values(), strict=True):
+        assert line.startswith("this recipe needs") and "pip install" in line
+        assert package in line

@@ -74,28 +74,6 @@ def test_a_step_equals_a_plain_step_bit_for_bit(kind, optimizer):
     assert_same(state.optimizer.state_dict(), plain_optimizer.state_dict())
 
 
-# What a public notebook of the tutorial prints: epoch from 0, train_loss, val_loss.
-LINEAR_LAYER = [
-    (0, 0.5551779866218567, 0.5739762187004089),
-    (100, 0.006215683650225401, 0.014086711220443249),
-    (199, 0.010256484150886536, 0.0003308236482553184),
-    (200, 0.0012645035749301314, 0.013801801018416882),
-]
-
-
-def test_the_tutorials_line_trains_to_the_printed_figures():
-    torch.manual_seed(42)
-    state = make_state(nn.Linear(1, 1), optimizer=SGD)
-    loaders = map(kit.make_loader, kit.split(kit.make_data()))
-    state = kit.fit(state, *loaders, loss_fn=nn.L1Loss(), epochs=202)
-    for index, *losses in LINEAR_LAYER:
-        row = state.history[index]
-        assert row["epoch"] == index + 1
-        assert [row["train_loss"], row["val_loss"]] == pytest.approx(losses, abs=1e-6)
-    parameters = [p.item() for p in state.model.parameters()]
-    assert parameters == pytest.approx((0.6968, 0.3025), abs=5e-5)
-
-
 # ---------------------------------------------------------------------- micro-batches
 
 
