@@ -212,6 +212,7 @@ def _work(function, arguments, env, folder):
     os.environ.update(env)
     warnings.simplefilter("error")
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of workers, as in a script
     try:
         torch.save(function(*arguments), folder / "result")
     except KeyboardInterrupt:  # end as Python itself would
