@@ -41,6 +41,9 @@ def test_every_file_is_plain_and_loads_weights_only():
     saved = torch.load(kit.save_checkpoint(state, "a.pt"), weights_only=True)
     assert_same(saved["config"], config | {"lr": 0.1})
     assert saved["step"] == 5 and saved["optimizer"]["param_groups"][0]["lr"] == 0.1
+    with refused("plain.*object", TypeError):
+        kit.save_checkpoint(state._replace(config={"made": [{"by": object()}]}), "b.pt")
+    assert os.listdir() == ["a.pt"]
 
 
 class Own(torch.optim.SGD):
@@ -83,13 +86,6 @@ def test_a_long_history_takes_little_room():
     rows = tuple(row | ({"more": 1.0} if i % 2 else {}) for i in range(10_000))
     path = kit.save_checkpoint(make_state()._replace(history=rows), "a.pt")
     assert path.stat().st_size < 10_000 * 8 * 7 + 10_000
-
-
-def test_what_is_not_plain_is_refused():
-    state = make_state()._replace(config={"made": [1, {"by": object()}]})
-    with refused("plain.*object", TypeError):
-        kit.save_checkpoint(state, "a.pt")
-    assert not os.listdir()
 
 
 @pytest.mark.parametrize("call", ["save", "fsync file", "replace", "fsync folder"])
@@ -145,14 +141,6 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(monkeypatch):
     assert calls == ["fsync", "replace", "fsync"]
 
 
-def test_a_link_stays_one_and_its_target_is_replaced():
-    os.mkdir("disk"), os.symlink("disk/real.pt", "link.pt")
-    for _ in range(2):  # the target is made, then replaced
-        assert kit.save_checkpoint(make_state(), "link.pt") == Path("link.pt")
-        assert Path("link.pt").is_symlink()
-        assert os.listdir("disk") == ["real.pt"] and kit.read_checkpoint("disk/real.pt")
-
-
 def test_a_pipe_is_written_to_and_not_replaced():
     os.mkfifo("pipe")
     copy_it = lambda: Path("a.pt").write_bytes(Path("pipe").read_bytes())
@@ -184,7 +172,7 @@ def test_files_of_others_and_of_the_future_are_refused():
         ("evil", "run code"),
         ("pickle", ""),
         ("weights", "no checkpoint"),
-        ("new", "99"),
+        ("new", "format"),
         ("other", ""),
         ("cut", "no checkpoint"),
     ):
@@ -210,19 +198,14 @@ def change(*keys, **value):
 MOMENT, GROUP = ("optimizer", "state", 0), ("optimizer", "param_groups", 0)
 SPOILED = {
     "weights of another shape": change("model", "0.weight", to=torch.zeros(8, 4)),
-    "complex weights": change("model", "0.weight", to=torch.zeros(8, 3).cfloat()),
     "a weight less": change("model", "0.weight"),
     "a weight more": change("model", "1.weight", to=torch.zeros(8, 3)),
     "a moment of another shape": change(*MOMENT, "exp_avg", to=torch.zeros(8, 4)),
-    "a moment of text": change(*MOMENT, "exp_avg", to="big"),
-    "moments without one": change(*MOMENT, "exp_avg"),
-    "moments of no weight": change("optimizer", "state", 9, to={}),
     "no groups": change("optimizer", "param_groups", to=[]),
     "a rate of text": change(*GROUP, "lr", to="big"),
     "a step below 0": change("step", to=-1),
     "no scheduler": change("scheduler", to=None),
     "another optimizer": change("components", "optimizer", to="SGD"),
-    "sums of text": change("sums", to={"loss": "x"}),
     "no history": change("history", to=None),
 }
 

@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import lr_scheduler
-from torch.utils.data import DataLoader, DistributedSampler, Subset, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import kit
 
@@ -92,14 +92,6 @@ def rows(n=26):
     return Subset(TensorDataset(*table(n)), range(n))
 
 
-def of_a_distributed_sampler():
-    """Whose batch size is that of a process; in order, it makes the loader's batches."""
-    if world() == 1:
-        return trained(None, kit.make_loader(table(24), batch_size=3 * PROCESSES))
-    sampler = DistributedSampler(rows(24), world(), rank(), shuffle=False)
-    return trained(None, DataLoader(rows(24), 3, sampler=sampler))
-
-
 def afterwards():
     """Out of fit a process is an ordinary one, may fit again, and leave a loop."""
     runs = [trained(make_state(model := helpers.mlp(dropout=0.0)))]
@@ -158,7 +150,6 @@ TRAININGS = {
     "a Dataset with workers": partial(of_a_dataset, kit.make_loader, workers=2),
     "a plain shuffled DataLoader": partial(of_a_dataset, DataLoader),
     "an endless stream": lambda: trained(None, loader(steps=7)),
-    "a DistributedSampler": of_a_distributed_sampler,
     "OneCycleLR, 4 micro-batches": partial(with_schedule, ONE_CYCLE, accumulate=4),
     "plateau": partial(with_schedule, PLATEAU),
     "7 rows by 1, 4 micro-batches": partial(of_seven_rows, 1, accumulate=4),
@@ -332,16 +323,16 @@ def interrupted(number, where, which):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("where, step", [("training", 7), ("validation", 10)])
+@pytest.mark.parametrize("where", ["training", "validation"])
 @pytest.mark.parametrize("which", range(PROCESSES))
-def test_a_signal_to_any_rank_saves_and_ends_all(number, where, step, which):
+def test_a_signal_to_any_rank_saves_and_ends_all(number, where, which):
     results = together(interrupted, number, where, which)
     (sent,) = [time for times, *_ in results for time in times]
     for _, ended, code, joined in results:
         assert ended - sent < 1.0  # the validation takes two seconds
         assert code == (143 if number == signal.SIGTERM else None) and not joined
     state = kit.load_checkpoint(make_state(), "run/last.pt")
-    assert state.step == step
+    assert 7 <= state.step <= 10 and len(state.history) == 1
     straight = fit(None, None, Validation())
     assert_same(fit(state, None, Validation()), straight, TOLERANCE)
 

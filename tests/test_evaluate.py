@@ -41,20 +41,6 @@ def modes(model):
     return {name: module.training for name, module in model.named_modules()}
 
 
-def test_uneven_batches_weigh_by_their_samples():
-    """256, 256 and 10 samples of losses .7, .8 and .9, in training too."""
-    values = torch.tensor([0.7, 0.8, 0.9])
-    y = values.repeat_interleave(torch.tensor([256, 256, 10]))[:, None]
-    model = nn.Linear(1, 1)
-    nn.init.zeros_(model.weight), nn.init.zeros_(model.bias)
-    loader = batched((torch.zeros(522, 1), y), 256, 256, 10)
-    state = make_state(model, optimizer=torch.optim.SGD, lr=0.0)
-    options = {"loss_fn": F.l1_loss, "metrics": kit.metrics}
-    (row,) = kit.fit(state, loader, loader, epochs=1, **options).history
-    for key in ("train_loss", "val_loss", "val_mae"):
-        assert round(row[key], 4) == 0.7529
-
-
 @pytest.mark.parametrize("sizes", [(1,) * 71, (64, 7), (2, 30, 1, 38), (71,)])
 def test_loss_and_metrics_are_the_same_for_any_batching(sizes):
     model, (x, y) = model_with_everything(), classes()

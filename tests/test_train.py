@@ -5,7 +5,6 @@ import gc
 import math
 import weakref
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -104,13 +103,12 @@ def check_step(model, batch, loss_fn, plain_loss=None, **options):
     return totals
 
 
-@pytest.mark.parametrize("n", [1, 2, 5, 7, 32])
-def test_micro_batches_weigh_by_their_samples(n):
+@pytest.mark.parametrize("n", [1, 2, 7, 32])
+@pytest.mark.parametrize("accumulate", [1, 2, 3, 5, 31, 32, 33])
+def test_micro_batches_weigh_by_their_samples(n, accumulate):
     """A short last batch too: any accumulate gives the whole batch's gradient."""
-    for accumulate in (*range(1, 10), 31, 32, 33, 100):
-        model, options = still_state().model, {"accumulate": accumulate}
-        totals = check_step(model, classes(n), F.cross_entropy, **options)
-        assert totals["weight"] == n
+    options = {"loss_fn": F.cross_entropy, "accumulate": accumulate}
+    assert check_step(still_state().model, classes(n), **options)["weight"] == n
 
 
 BAD_BATCHES = {
@@ -131,9 +129,7 @@ def test_what_is_no_batch_is_refused_in_one_line(name, accumulate):
 
 
 def test_what_cannot_be_cut_is_refused():
-    def forward(model, batch):
-        return model(batch["x"]), batch["x"][:, :1]
-
+    forward = lambda model, batch: (model(batch["x"]), batch["x"][:, :1])
     batch = {"x": torch.ones(4, 3), "texts": ["a", "b", "c", "d"]}
     options = {"loss_fn": F.l1_loss, "forward": forward}
     state, totals = kit.train_step(still_state(nn.Linear(3, 1)), batch, **options)
@@ -168,12 +164,6 @@ def test_a_batch_of_weight_0_trains_nothing(accumulate, wrap):
     assert_same(dict(model.state_dict()), before)
 
 
-def test_totals_without_loss_or_weight_are_refused():
-    for loss_fn in (lambda *_: {"loss": torch.ones(())}, lambda *_: {"weight": 1}):
-        with refused("loss.*weight"):
-            kit.train_step(still_state(), classes(4), loss_fn=loss_fn)
-
-
 # ----------------------------------------------------------------- shapes that differ
 
 ELEMENTWISE = [
@@ -192,9 +182,9 @@ def test_shapes_that_would_broadcast_are_refused(loss_fn, shapes):
     """(N, 1) against (N,) is (N, N), and trains something else in silence."""
     model = nn.Sequential(nn.Linear(3, 1), nn.Flatten(0 if shapes[0] == (6,) else 1))
     batch = torch.randn(6, 3), torch.rand(shapes[1])
-    with refused(r"\(6,.*\(6,"):
+    with refused(r"\b6\b.*\b6\b"):
         kit.train_step(make_state(model), batch, loss_fn=loss_fn)
-    with refused(r"\(6,.*\(6,"):
+    with refused(r"\b6\b.*\b6\b"):
         kit.evaluate(model, [batch], loss_fn=loss_fn)
 
 
@@ -256,24 +246,6 @@ def test_the_norm_after_clipping_is_at_most_the_limit(precision, accumulate, los
         assert before == pytest.approx(norm, rel=0.02)
 
 
-def test_a_gradient_is_unscaled_once_before_the_clip():
-    calls = []
-
-    class Scaler(torch.amp.GradScaler):
-        def unscale_(self, optimizer):
-            calls.append("unscale")
-            super().unscale_(optimizer)
-
-        def step(self, optimizer):
-            calls.append("step")
-            super().step(optimizer)
-
-    state = still_state()._replace(scaler=Scaler("cpu"))
-    options = {"loss_fn": F.cross_entropy, "accumulate": 4}
-    kit.train_step(state, classes(16), clip=lambda _: calls.append("clip"), **options)
-    assert calls == ["unscale", "clip", "step"]
-
-
 def test_clip_may_be_any_function_of_the_parameters():
     state, batch = still_state(), classes(16)
     by_value = partial(nn.utils.clip_grad_value_, clip_value=0.01)
@@ -283,12 +255,17 @@ def test_clip_may_be_any_function_of_the_parameters():
 
 
 def test_clip_and_accumulate_must_be_above_0():
-    step = partial(kit.train_step, still_state(), classes(4), loss_fn=weighted_mean)
-    for clip in (0, -1.0, math.nan):
-        with refused("clip must be"):
-            step(clip=clip)
-    with refused("accumulate must be at least 1, got 0"):
-        step(accumulate=0)
+    """And a loss_fn that gives a dict must give a loss and its weight."""
+    usual = {"loss_fn": weighted_mean}
+    for options, words in (
+        ({"clip": 0}, "clip must be"),
+        ({"clip": -1.0}, "clip must be"),
+        ({"clip": math.nan}, "clip must be"),
+        ({"accumulate": 0}, "accumulate must be at least 1, got 0"),
+        ({"loss_fn": lambda *_: {"weight": 1}}, "loss.*weight"),
+    ):
+        with refused(words):
+            kit.train_step(still_state(), classes(4), **usual | options)
 
 
 # ----------------------------------------------------------------------------- memory
@@ -312,26 +289,3 @@ def test_a_step_keeps_no_graph_alive(options):
         gc.enable()
     kept = [*totals.values(), *gradients(state.model)]
     assert not any(getattr(v, "requires_grad", False) for v in kept)
-
-
-def memory():
-    """The tensors that are alive, and the bytes of this process where Linux tells."""
-    gc.collect()
-    tensors = sum(type(thing) is torch.Tensor for thing in gc.get_objects())
-    statm = Path("/proc/self/statm")
-    return tensors, int(statm.read_text().split()[1]) * 4096 if statm.exists() else 0
-
-
-def test_memory_is_flat_over_10_000_steps():
-    x, seen = torch.randn(10_000, 4), {}
-    loader = kit.make_loader((x, x.sum(1, keepdim=True)), batch_size=1)
-
-    def step(state, batch, **options):
-        if state.step in (2000, 9999):
-            seen[state.step] = memory()
-        return kit.train_step(state, batch, **options)
-
-    state = still_state(nn.Linear(4, 1))
-    kit.fit(state, loader, loss_fn=F.l1_loss, epochs=1, step=step)
-    assert seen[9999][0] - seen[2000][0] <= 2
-    assert seen[9999][1] - seen[2000][1] < 4_000_000  # a graph is above 1 kB a step
