@@ -295,13 +295,6 @@ def files(prepared, tmp_path):
 TABLE = "--data reg.csv --target y"
 
 
-def test_runs_take_the_next_free_folder():
-    for name in ("007", "notes", "9z"):
-        Path("runs", name).mkdir(parents=True)
-    quick()
-    assert {path.name for path in Path("runs/008").iterdir()} == FILES
-
-
 def run_kit(arguments):
     kit.main(arguments.split())
 
@@ -450,14 +443,6 @@ def test_a_config_file_is_typed_options_which_override_it(name):
     assert_same(file, typed)
 
 
-def test_the_config_of_a_run_repeats_it(files):
-    quick(f"{TABLE} --scheduler step --clip 1 --out one")
-    assert call("fit --config one/config.json --quiet --out two") == ""
-    one, two = (content(f"{name}/last.pt") for name in ("one", "two"))
-    assert one.pop("config") == two.pop("config")
-    assert_same(one, two)
-
-
 WRONG = {
     "epoch: 3": "epoch",
     "config: a": "config",
@@ -509,16 +494,6 @@ def test_predictions_that_are_not_finite_are_counted(files):
         assert result.exit_code == status and "40 of 40" in result.stderr
         assert len(result.stderr.splitlines()) == 1
     assert len(read_csv("p.csv")) == 40
-
-
-def test_a_working_folder_that_is_gone_is_one_line(tmp_path):
-    Path("gone").mkdir()
-    os.chdir("gone")
-    os.rmdir("../gone")
-    try:
-        refused("fit --epochs 2")
-    finally:
-        os.chdir(tmp_path)
 
 
 def test_streams_that_are_closed_or_full():

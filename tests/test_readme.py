@@ -51,12 +51,6 @@ def test_an_example_runs_alone_and_prints_what_it_says(code):
     assert lines == said(code) != []
 
 
-def test_the_examples_use_what_everybody_needs():
-    examples = "".join(blocks("python"))
-    for name in ("fit", "evaluate", "predict", "amp", "progress", "load_checkpoint"):
-        assert f"kit.{name}" in examples
-
-
 def words(lines, *, figures):
     """Lines without the progress, whose time varies, and without figures or rules."""
     kept = [line for line in lines if not re.match(r"epoch \d|-", line)]

@@ -6,13 +6,12 @@ import random
 import signal
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import helpers
 import pytest
 import torch
-from helpers import assert_same, mlp, one_line
+from helpers import mlp, one_line
 from torch import nn
 from torch.nn import functional as F
 
@@ -105,29 +104,6 @@ def test_what_amp_cannot_do_is_one_line():
     with pytest.raises(ValueError, match="meta.* bf16") as error:
         kit.amp(nn.Linear(1, 1, device="meta"), "bf16")
     one_line(error)
-
-
-def test_a_compiled_run_resumes_amid_an_epoch_exactly():
-    def fitted(folder, step=kit.train_step):
-        torch.compiler.reset()  # as in a new process
-        wrap = partial(torch.compile, dynamic=False, backend="aot_eager")
-        state = make_state(mlp(), lambda model: wrap(amp["bf16"](model)))
-        if (last := Path(folder, "last.pt")).exists():
-            state = kit.load_checkpoint(state, last)
-        loader = kit.make_loader(table(), batch_size=32, shuffle=True)
-        options = {"epochs": 3, "checkpoint": folder, "save_every": 1}
-        step = partial(step, accumulate=2)
-        return kit.fit(state, loader, loss_fn=F.mse_loss, step=step, **options)
-
-    def failing(state, batch, **options):
-        if state.step == 4:
-            raise InterruptedError
-        return kit.train_step(state, batch, **options)
-
-    with pytest.raises(InterruptedError):
-        fitted("resumed", failing)
-    assert kit.read_checkpoint("resumed/last.pt")["step"] == 4
-    assert_same(fitted("resumed"), fitted("straight"))
 
 
 # ------------------------------------------------------- early stopping and the best
