@@ -45,6 +45,13 @@ def mlp(inputs=3, outputs=1, *, dropout=0.5):
     return nn.Sequential(*hidden, nn.Linear(8, outputs))
 
 
+def classifier():
+    """A model with every sort of layer, the same each time."""
+    torch.manual_seed(0)
+    parts = nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(), nn.Linear(8, 4)
+    return nn.Sequential(*parts)
+
+
 def draws():
     """A number of each of the three global generators."""
     return [random.random(), np.random.rand(), torch.rand(()).item()]

@@ -315,18 +315,6 @@ def test_four_starts_at_once_take_four_folders():
     assert [content(f / "last.pt")["config"]["seed"] for f in folders] == seeds
 
 
-def test_a_folder_in_use_is_refused_and_a_killed_runs_is_not():
-    child = start(run_kit, "fit --epochs 100000 --save-every 1 --out run")
-    wait_for(Path("run/last.pt").exists)
-    for option in ("", "--resume", "--overwrite"):
-        line = refused(f"fit --out run --quiet {option}")
-        assert "run" in line and ("in use" in line or not option)
-    child.kill()
-    done = len(content("run/last.pt")["history"])
-    quick("--out run --resume --epochs", done + 2)
-    assert len(read_csv("run/history.csv")) == done + 2
-
-
 def test_a_used_folder_is_left_alone_unless_overwritten(files):
     before = {path: path.read_bytes() for path in Path("line").iterdir()}
     line = refused("fit --out line")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import (
     assert_same,
+    classifier,
     draws,
     make_state,
     refused,
@@ -21,15 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import kit
 
-
-def classes(n=71, seed=0):
-    return table(n, 6, classes=4, seed=seed)
-
-
-def model_with_everything():
-    torch.manual_seed(0)
-    parts = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 4)
-    return nn.Sequential(*parts)
+classes = partial(table, 71, classes=4)
 
 
 def batched(data, *sizes):
@@ -43,7 +36,7 @@ def modes(model):
 
 @pytest.mark.parametrize("sizes", [(1,) * 71, (64, 7), (2, 30, 1, 38), (71,)])
 def test_loss_and_metrics_are_the_same_for_any_batching(sizes):
-    model, (x, y) = model_with_everything(), classes()
+    model, (x, y) = classifier(), classes()
     options = {"loss_fn": F.cross_entropy, "metrics": kit.metrics}
     row = kit.evaluate(model, batched((x, y), *sizes), **options)
     outputs = copy.deepcopy(model).eval()(x).detach()
@@ -101,9 +94,9 @@ class Noisy(TensorDataset):
 
 
 LOADERS = {
-    "plain": lambda n: DataLoader(Noisy(*classes(n)), batch_size=8, shuffle=True),
-    "kit's": lambda n: kit.make_loader(Noisy(*classes(n)), batch_size=8, shuffle=True),
-    "tensors": lambda n: kit.make_loader(classes(n), batch_size=8, shuffle=True),
+    "plain": lambda: DataLoader(Noisy(*classes()), batch_size=8, shuffle=True),
+    "kit's": lambda: kit.make_loader(Noisy(*classes()), batch_size=8, shuffle=True),
+    "tensors": lambda: kit.make_loader(classes(), batch_size=8, shuffle=True),
 }
 
 
@@ -112,17 +105,17 @@ LOADERS = {
 def test_training_is_the_same_with_and_without_validation(train, val):
     def trained(val, **options):
         options |= {"loss_fn": F.cross_entropy, "epochs": 3, "seed": 5}
-        loader = LOADERS[train](40)
-        state = kit.fit(make_state(model_with_everything()), loader, val, **options)
+        loader = LOADERS[train]()
+        state = kit.fit(make_state(classifier()), loader, val, **options)
         return dict(state.model.state_dict())
 
-    assert_same(trained(LOADERS[val](20), metrics=kit.metrics), trained(None))
+    assert_same(trained(LOADERS[val](), metrics=kit.metrics), trained(None))
 
 
 @pytest.mark.parametrize("wrap", [lambda m: m, partial(kit.amp, precision="bf16")])
 @pytest.mark.parametrize("fails", [False, True])
 def test_evaluation_changes_no_mode_weight_or_gradient(wrap, fails):
-    bare = model_with_everything()
+    bare = classifier()
     bare[1].eval()  # a frozen BatchNorm
     model, batch = wrap(bare), classes()
     F.cross_entropy(bare(batch[0]), batch[1]).backward()
@@ -145,7 +138,7 @@ def test_evaluation_changes_no_mode_weight_or_gradient(wrap, fails):
 
 def test_modules_train_as_they_were_left():
     """A frozen BatchNorm stays frozen; a model in eval mode trains in training mode."""
-    model, loader, seen = model_with_everything(), [classes()], []
+    model, loader, seen = classifier(), [classes()], []
     model[1].eval().requires_grad_(False)
 
     def step(state, batch, **options):
@@ -166,7 +159,7 @@ class Nested(nn.Module):
 
 
 def test_predict_takes_a_tensor_and_any_loader_in_its_order():
-    model, (x, y) = model_with_everything(), classes()
+    model, (x, y) = classifier(), classes()
     expected = copy.deepcopy(model).eval()(x).detach()
     for loader in (
         x,
@@ -192,7 +185,7 @@ class Keeps(nn.Linear):
 
 def test_outputs_and_what_a_model_keeps_can_be_trained_on():
     """An inference tensor would be refused here."""
-    model, batch = Keeps(6, 4), classes()
+    model, batch = Keeps(3, 4), classes()
     kit.evaluate(model, [batch], loss_fn=F.cross_entropy)
     outputs = kit.predict(model, batch[0])
     (outputs * torch.ones(4, requires_grad=True)).sum().backward()

@@ -1,6 +1,5 @@
 """Section 2, model: the State, what its parts must be, summary, Standardize, unwrap."""
 
-import copy
 import math
 from functools import partial
 
@@ -12,20 +11,6 @@ from torch import nn
 from torch.optim import SGD, Adam, lr_scheduler
 
 import kit
-
-
-def test_a_new_state_has_done_nothing():
-    model = nn.Linear(1, 1)
-    optimizer = SGD(model.parameters(), lr=0.01)
-    state = kit.make_state(model, optimizer)
-    assert state.model is model and state.optimizer is optimizer
-    assert state.scheduler is None and not state.scaler.is_enabled()
-    assert (state.step, len(state.history), dict(state.sums)) == (0, 0, {})
-    with pytest.raises(AttributeError):
-        state.step = 1
-    before = copy.deepcopy(state)  # trains apart
-    kit.fit(state, [kit.make_data()], loss_fn=nn.L1Loss(), epochs=1)
-    assert not torch.equal(before.model.weight, state.model.weight)
 
 
 def test_a_criterions_parameters_are_refused():

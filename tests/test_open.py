@@ -208,23 +208,3 @@ def test_a_scripts_batch_may_be_cut(script, accumulate):
     assert totals["weight"] == 6
     assert totals["loss"] / 6 == pytest.approx(loss.item(), rel=1e-6)
     assert_same([p.grad for p in model.parameters()], expected, 1e-6)
-
-
-def test_a_step_of_ones_own_takes_the_place_of_train_step():
-    """Two updates a batch, as of a generator and a critic; it owns the counter."""
-
-    def step(state, batch, *, loss_fn, forward):
-        for _ in range(2):
-            loss = loss_fn(*forward(state.model, batch))
-            state.optimizer.zero_grad()
-            loss.backward()
-            state.optimizer.step()
-        totals = {"loss": loss.item() * 6, "weight": 6, "twice": 12.0}
-        return state._replace(step=state.step + 1), totals
-
-    script = SCRIPTS["multi-task"]
-    options = {"epochs": 2, "step": step} | script.options
-    state = kit.fit(script.state(), script.loader(), **options)
-    assert state.step == 8 and state.history[-1]["train_twice"] == 2
-    steps = {m["step"].item() for m in state.optimizer.state_dict()["state"].values()}
-    assert steps == {16}

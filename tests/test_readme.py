@@ -3,7 +3,6 @@
 import configparser
 import doctest
 import os
-import py_compile
 import re
 import runpy
 import tomllib
@@ -121,23 +120,6 @@ def test_every_public_function_has_an_example_that_runs():
     without = {name for name in NAMES if not examples.get(name)}
     assert without == {"State", "Table"}  # which functions return
     assert doctest.testmod(kit).failed == 0
-
-
-def test_importing_kit_costs_less_than_50_ms():
-    Path("kit.py").write_bytes((ROOT / "kit.py").read_bytes())
-    py_compile.compile("kit.py")
-    code = """
-import time, torch, numpy, click, tabulate
-start = time.perf_counter()
-import kit
-print(time.perf_counter() - start)
-"""
-    times = []
-    for _ in range(2):
-        printed, errors = helpers.python("-c", code).communicate(timeout=100)
-        assert errors == ""
-        times.append(float(printed))
-    assert min(times) < 0.05
 
 
 # ------------------------------------------------------------------ the other files

@@ -5,13 +5,8 @@ import http.client
 import json
 import math
 import random
-import re
 import runpy
-import select
-import signal
-import socket
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -19,7 +14,7 @@ import click
 import pytest
 import torch
 from click.testing import CliRunner
-from helpers import ROOT, python
+from helpers import ROOT
 
 import kit
 
@@ -178,46 +173,6 @@ def test_random_bodies_are_answered_or_refused_but_never_a_500(ports):
         assert status == (200 if "predictions" in reply else 422), body
         seen[status] += 1
     assert min(seen[200], seen[422]) > 60
-
-
-def test_a_small_request_does_not_wait_for_a_large_one(ports):
-    large = json.dumps({"rows": [{"x": 0}] * 90_000}, separators=(",", ":"))
-    busy = http.client.HTTPConnection("127.0.0.1", ports["line"], timeout=60)
-    busy.request("POST", "/predict", large, JSON)
-    answered = 0
-    while not select.select([busy.sock], [], [], 0)[0]:
-        assert ask(ports["line"], '{"value": 0}')[0] == 200
-        answered += 1
-    assert len(json.loads(busy.getresponse().read())["predictions"]) == 90_000
-    assert answered > 2
-    busy.close()
-
-
-def begin_request(port):
-    """A socket whose request lacks the end of its body."""
-    half = socket.create_connection(("127.0.0.1", port))
-    half.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 12\r\n")
-    half.sendall(b'Content-Type: application/json\r\n\r\n{"value"')
-    return half
-
-
-def test_sigterm_finishes_requests_and_takes_no_more(files):
-    process = python(FILE, files / "line/last.pt", "--port", 0)
-    started = next(line for line in process.stderr if "running on" in line)
-    port = int(re.search(r"http://127\.0\.0\.1:(\d+)", started)[1])
-    begin_request(port).close()  # a client that goes away leaves no traceback
-    with begin_request(port) as half:
-        assert get(port, "/health")[0] == 200
-        process.send_signal(signal.SIGTERM)
-        with pytest.raises(ConnectionRefusedError):
-            for _ in range(3000):
-                socket.create_connection(("127.0.0.1", port)).close()
-                time.sleep(0.01)
-        half.sendall(b": 1}")
-        reply = b"".join(iter(lambda: half.recv(10_000), b""))
-    assert reply.startswith(b"HTTP/1.1 200") and b"0.999" in reply
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGTERM and "Traceback" not in errors
 
 
 OWN = """

@@ -1,15 +1,14 @@
 """Every recipe runs alone, without warnings, and prints what its docstring says."""
 
 import ast
-import json
 import os
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, python
+from helpers import ROOT, python, start
 
 RECIPES = sorted(
     recipe.relative_to(ROOT).as_posix()
@@ -38,41 +37,26 @@ def without_figures(line):
     return " ".join(FIGURE.sub("0", line).split())
 
 
-@pytest.fixture(scope="module")
-def run_script():
-    """run_script(path, folder) -> exit status; see run_scripts.py."""
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    env.pop("PYTHONPATH", None)
-    server = subprocess.Popen(
-        [sys.executable, "-W", "error", Path(__file__).with_name("run_scripts.py")],
-        env=env,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-    def run(path, folder):
-        server.stdin.write(json.dumps([str(path), str(folder)]) + "\n")
-        server.stdin.flush()
-        return int(server.stdout.readline())
-
-    with server:  # closes its pipes, at which it ends
-        yield run
+def run_recipe(path):
+    """Do what `python path` does, in a process that has imported torch already."""
+    os.dup2(os.open("stderr", os.O_WRONLY | os.O_CREAT), 2)
+    sys.path.remove(str(ROOT))  # the recipe finds kit.py by itself
+    del sys.modules["kit"]
+    sys.argv = [path]
+    runpy.run_path(path, run_name="__main__")
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_prints_what_its_docstring_says(recipe, tmp_path, run_script):
+def test_prints_what_its_docstring_says(recipe):
     promised, figures_vary = read_promise(recipe)
-    status = run_script(ROOT / recipe, tmp_path)
-    stdout, stderr = (
-        (tmp_path / name).read_text("utf-8") for name in ("stdout", "stderr")
-    )
-    last = stderr.rstrip().rpartition("\n")[2]
+    child = start(run_recipe, str(ROOT / recipe))
+    status, errors = child.wait(300), Path("stderr").read_text()
+    last = errors.rstrip().rpartition("\n")[2]
     if status and "pip install" in last:
         pytest.skip(last)
-    assert status == 0, stderr
+    assert status == 0, errors
 
-    printed = [line.rstrip() for line in stdout.rstrip().splitlines()]
+    printed = [line.rstrip() for line in child.log().rstrip().splitlines()]
     if figures_vary:
         printed = [without_figures(line) for line in printed]
         promised = [without_figures(line) for line in promised]
