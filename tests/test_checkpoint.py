@@ -12,17 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import (
-    assert_same,
-    content,
-    make_state,
-    mlp,
-    refused,
-    start,
-    table,
-)
+from helpers import assert_same, content, make_state, mlp, refused, start, table
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import lr_scheduler
 
 import kit
@@ -43,6 +34,8 @@ def test_every_file_is_plain_and_loads_weights_only():
     assert saved["step"] == 5 and saved["optimizer"]["param_groups"][0]["lr"] == 0.1
     with refused("plain.*object", TypeError):
         kit.save_checkpoint(state._replace(config={"made": [{"by": object()}]}), "b.pt")
+    with refused("State"):
+        kit.save_checkpoint(state.model, "b.pt")
     assert os.listdir() == ["a.pt"]
 
 
@@ -181,56 +174,38 @@ def test_files_of_others_and_of_the_future_are_refused():
     assert not Path("owned").exists()
 
 
-def change(*keys, **value):
-    """A change of a checkpoint's content, in place."""
-
-    def spoil(saved):
-        for key in keys[:-1]:
-            saved = saved[key]
-        if value:
-            saved[keys[-1]] = value["to"]
-        else:
-            del saved[keys[-1]]
-
-    return spoil
-
-
 MOMENT, GROUP = ("optimizer", "state", 0), ("optimizer", "param_groups", 0)
-SPOILED = {
-    "weights of another shape": change("model", "0.weight", to=torch.zeros(8, 4)),
-    "a weight less": change("model", "0.weight"),
-    "a weight more": change("model", "1.weight", to=torch.zeros(8, 3)),
-    "a moment of another shape": change(*MOMENT, "exp_avg", to=torch.zeros(8, 4)),
-    "no groups": change("optimizer", "param_groups", to=[]),
-    "a rate of text": change(*GROUP, "lr", to="big"),
-    "a step below 0": change("step", to=-1),
-    "no scheduler": change("scheduler", to=None),
-    "another optimizer": change("components", "optimizer", to="SGD"),
-    "no history": change("history", to=None),
+SPOILED = {  # where, and what stands there instead; ... for nothing
+    "weights of another shape": ("model", "0.weight", torch.zeros(8, 4)),
+    "a weight less": ("model", "0.weight", ...),
+    "a weight more": ("model", "1.weight", torch.zeros(8, 3)),
+    "a moment of another shape": (*MOMENT, "exp_avg", torch.zeros(8, 4)),
+    "no groups": ("optimizer", "param_groups", []),
+    "a rate of text": (*GROUP, "lr", "big"),
+    "a step below 0": ("step", -1),
+    "no scheduler": ("scheduler", None),
+    "another optimizer": ("components", "optimizer", "SGD"),
+    "no history": ("history", None),
 }
 
 
 @pytest.mark.parametrize("name", SPOILED)
 def test_a_checkpoint_that_does_not_fit_touches_nothing(name):
     schedule = partial(lr_scheduler.StepLR, step_size=1)
-    saved = kit.save_checkpoint(trained(make_state(scheduler=schedule)), "good.pt")
-    saved = torch.load(saved)
-    SPOILED[name](saved)
+    path = kit.save_checkpoint(trained(make_state(scheduler=schedule)), "good.pt")
+    part = saved = torch.load(path)
+    *where, key, value = SPOILED[name]
+    for each in where:
+        part = part[each]
+    part[key] = value
+    if value is ...:
+        del part[key]
     torch.save(saved, "bad.pt")
     state = trained(make_state(scheduler=schedule), epochs=2)
     before = content(state)
     with refused(r"bad\.pt"):
         kit.load_checkpoint(state, "bad.pt")
     assert_same(content(state), before)
-
-
-@pytest.fixture(scope="module")
-def process_group(tmp_path_factory):
-    store = tmp_path_factory.mktemp("group") / "store"
-    options = {"init_method": f"file://{store}", "rank": 0, "world_size": 1}
-    torch.distributed.init_process_group("gloo", **options)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 def partly_compiled(model):
@@ -244,12 +219,11 @@ WRAPS = {
     "compiled in part": partly_compiled,
     "compiled bf16": lambda m: torch.compile(kit.amp(m, "bf16"), backend="eager"),
     "bf16 compiled": lambda m: kit.amp(torch.compile(m, backend="eager"), "bf16"),
-    "parallel bf16": lambda model: DistributedDataParallel(kit.amp(model, "bf16")),
 }
 
 
 @pytest.mark.parametrize("saved", WRAPS)
-def test_every_wrap_saves_bare_keys_and_loads_any_other(saved, process_group):
+def test_every_wrap_saves_bare_keys_and_loads_any_other(saved):
     path = kit.save_checkpoint(trained(make_state(WRAPS[saved](mlp()))), "a.pt")
     kept = kit.read_checkpoint(path)["model"]
     assert list(kept) == list(mlp().state_dict())

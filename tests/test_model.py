@@ -60,17 +60,6 @@ def test_per_step_says_when_a_schedule_advances(make, per_step):
     assert state.scheduler.last_epoch == (4 if by_step else 2)
 
 
-def test_unwrap_finds_the_model_in_every_wrap():
-    bare = nn.Linear(1, 1)
-    compiled = partial(torch.compile, backend="eager")
-    for model in (
-        *(bare, kit.amp(bare, "bf16"), compiled(bare)),
-        *(kit.amp(compiled(bare), "fp16"), compiled(kit.amp(bare, "bf16"))),
-    ):
-        assert kit.unwrap(model) is bare
-        assert kit.summary(model) == kit.summary(bare)
-
-
 def test_the_summary_has_every_parameter_and_buffer():
     model = nn.Sequential(nn.Linear(30, 5), nn.BatchNorm1d(5), nn.Linear(5, 1))
     model[2].requires_grad_(False)

@@ -1,12 +1,11 @@
 """recipes/12_troubleshooting.py: what it prints is tested with the other recipes."""
 
-import copy
 import runpy
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, content, make_state, table
+from helpers import ROOT, table
 from torch.nn import functional as F
 
 import kit
@@ -31,15 +30,6 @@ def test_nothing_is_found_where_all_is_well():
     ):
         assert RECIPE[name](*arguments) == []
     assert RECIPE["underfits"](y + 0.1, y, loss_fn=F.mse_loss) == []
-
-
-def test_the_first_question_changes_nothing():
-    state = make_state()
-    before = copy.deepcopy(content(state))
-    ask = RECIPE["loss_does_not_fall"]
-    ask(state.model, state.optimizer, batch=table(), loss_fn=F.mse_loss)
-    assert repr(content(state)) == repr(before)
-    assert all(p.grad is None for p in state.model.parameters())
 
 
 def test_a_run_folder_is_examined(capsys, monkeypatch):

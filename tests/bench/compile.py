@@ -2,9 +2,8 @@
 
     python tests/bench/compile.py [ROUNDS]
 
-Blocks of train_step, eager and compiled in turns: the jobs of libraries.py, and its CNN
-with batch norm. The first steps, of a full and of a short batch, compile; their seconds
-are those of a cache without any kernels.
+Blocks of train_step, eager and compiled in turns. The first steps, of a full and of a
+short batch, compile; their seconds are those of a cache without any kernels.
 """
 
 import os
@@ -14,20 +13,16 @@ from tempfile import TemporaryDirectory
 
 import torch
 from libraries import make_job, make_optimizer
-from torch import nn
 from turns import argument, report, take_turns
 
 import kit
 
-STEPS = {"line": 200, "table": 100, "images": 10, "batch-norm": 10}  # in one turn
+STEPS = {"line": 200, "table": 100, "images": 10}  # in one turn
 
 
 def make_stepper(name, *, compiled):
     """A function that takes so many steps, each on the first rows."""
-    job = make_job("images" if name == "batch-norm" else name)
-    if name == "batch-norm":
-        job.model.insert(4, nn.BatchNorm2d(32))  # behind the second convolution
-        job.model.insert(1, nn.BatchNorm2d(16))  # and the first
+    job = make_job(name)
     # as kit fit --compile does
     model = torch.compile(job.model, dynamic=False) if compiled else job.model
     start = kit.make_state(model, make_optimizer(job, fused=True))
