@@ -141,13 +141,8 @@ def assert_same(one, other, tolerance=0.0, where="it"):
         for i, pair in enumerate(zip(one, other)):
             assert_same(*pair, tolerance, f"{where}[{i}]")
     elif isinstance(one, float) and isinstance(other, float):
-        near = {"rel": tolerance, "abs": tolerance, "nan_ok": True}
-        same = (
-            one == pytest.approx(other, **near)
-            if tolerance
-            else repr(one) == repr(other)
-        )
-        assert same, f"{where}: {one} and {other}"
+        one, other = torch.tensor([one, other], dtype=torch.double)
+        assert_same(one, other, tolerance, where)
     else:
         assert type(one) is type(other) and one == other, f"{where}: {one} and {other}"
 

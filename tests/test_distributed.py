@@ -124,10 +124,6 @@ def own_process_group():
     return [row, weights, kit.read_checkpoint("own.pt")["model"]]
 
 
-def with_schedule(schedule, **options):
-    return trained(make_state(scheduler=schedule), **options)
-
-
 def of_seven_rows(batch_size, **options):
     """Some processes have no row of a batch."""
     batches = loader(7, batch_size), loader(7, batch_size)
@@ -150,8 +146,10 @@ TRAININGS = {
     "a Dataset with workers": partial(of_a_dataset, kit.make_loader, workers=2),
     "a plain shuffled DataLoader": partial(of_a_dataset, DataLoader),
     "an endless stream": lambda: trained(None, loader(steps=7)),
-    "OneCycleLR, 4 micro-batches": partial(with_schedule, ONE_CYCLE, accumulate=4),
-    "plateau": partial(with_schedule, PLATEAU),
+    "OneCycleLR, 4 micro-batches": lambda: trained(
+        make_state(scheduler=ONE_CYCLE), accumulate=4
+    ),
+    "plateau": lambda: trained(make_state(scheduler=PLATEAU)),
     "7 rows by 1, 4 micro-batches": partial(of_seven_rows, 1, accumulate=4),
     "7 rows by 2": partial(of_seven_rows, 2),
     "afterwards": afterwards,
@@ -177,11 +175,6 @@ def test_processes_train_as_one(name):
     here = run_training(name)
     for there in together(run_training, name):
         assert_same(there, here, tolerance)
-
-
-def test_a_world_of_one_process_is_exactly_one_process():
-    (alone,) = start_ranks(1, trained)
-    assert_same(alone.result(), trained())
 
 
 # ------------------------------------------------------------ what else they must do

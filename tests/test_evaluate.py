@@ -64,27 +64,6 @@ def test_a_metrics_function_gets_all_samples_in_order():
     assert_same(seen, [(x, x * 3)])
 
 
-class Running:
-    """A metrics object that needs no outputs to be kept."""
-
-    def reset(self):
-        self.seen = []
-
-    def update(self, outputs, targets):
-        self.seen.append(len(targets))
-
-    def compute(self):
-        return {"rows": torch.tensor(sum(self.seen)), "batches": len(self.seen)}
-
-
-def test_a_metrics_object_is_updated_batch_by_batch():
-    metrics, loader = Running(), batched((torch.ones(7), torch.zeros(7)), 3, 3, 1)
-    for _ in range(2):  # and reset each time
-        options = {"loss_fn": F.mse_loss, "metrics": metrics}
-        row = kit.evaluate(nn.Identity(), loader, **options)
-        assert row == {"loss": 1.0, "rows": 7.0, "batches": 3.0}
-
-
 class Noisy(TensorDataset):
     """Draws while it is read, as an augmentation does."""
 
@@ -153,11 +132,6 @@ def test_modules_train_as_they_were_left():
     assert all(seen[-1].values())
 
 
-class Nested(nn.Module):
-    def forward(self, inputs):
-        return {"x": inputs["x"], "both": (inputs["x"], inputs["x"] * 2)}
-
-
 def test_predict_takes_a_tensor_and_any_loader_in_its_order():
     model, (x, y) = classifier(), classes()
     expected = copy.deepcopy(model).eval()(x).detach()
@@ -169,8 +143,6 @@ def test_predict_takes_a_tensor_and_any_loader_in_its_order():
         iter([(x, y)]),
     ):
         torch.testing.assert_close(kit.predict(model, loader), expected)
-    found = kit.predict(Nested(), [{"x": part} for part in x.split(9)])
-    assert_same(found, {"x": x, "both": (x, x * 2)})
 
 
 class Keeps(nn.Linear):

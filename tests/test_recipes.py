@@ -63,15 +63,6 @@ def test_prints_what_its_docstring_says(recipe):
     assert printed == promised
 
 
-def test_every_section_and_exercise_has_a_recipe():
-    sections = {recipe.removeprefix("recipes/")[:2] for recipe in RECIPES}
-    assert sections >= {f"{number:02}" for number in range(1, 15)}
-
-    prefix = "recipes/exercises/"
-    names = [recipe.removeprefix(prefix) for recipe in RECIPES if prefix in recipe]
-    assert {name[0] for name in names} == set("12345689")  # the 7th is 11_houses.py
-
-
 def test_a_recipe_without_its_package_says_what_to_install():
     recipes = {"08_metrics": "torchmetrics", "09_wandb": "wandb"}
     recipes |= {"09_tensorboard": "tensorboard", "10_serve": "fastapi"}

@@ -24,7 +24,6 @@ import sys
 import time
 from collections import namedtuple
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from statistics import median
 
@@ -224,17 +223,17 @@ def with_keras(job, epochs, mark):
 
 
 JOBS = "line", "table", "images"
-LOOPS = {  # function, module whose import is timed, what pip installs
-    "bare": (bare, "torch", "torch"),
-    "bare-fused": (partial(bare, fused=True), "torch", "torch"),
-    "kit": (with_kit, "kit", "torch"),
-    "kit-fused": (partial(with_kit, fused=True), "kit", "torch"),
-    "hand-written": (hand_written, "torch", "torch"),
-    "lightning": (with_lightning, "lightning", "lightning"),
-    "accelerate": (with_accelerate, "accelerate", "accelerate"),
-    "ignite": (with_ignite, "ignite.metrics", "pytorch-ignite"),
-    "skorch": (with_skorch, "skorch", "skorch"),
-    "keras": (with_keras, "keras", "keras"),
+LOOPS = {  # function, module whose import is timed
+    "bare": (bare, "torch"),
+    "bare-fused": (partial(bare, fused=True), "torch"),
+    "kit": (with_kit, "kit"),
+    "kit-fused": (partial(with_kit, fused=True), "kit"),
+    "hand-written": (hand_written, "torch"),
+    "lightning": (with_lightning, "lightning"),
+    "accelerate": (with_accelerate, "accelerate"),
+    "ignite": (with_ignite, "ignite.metrics"),
+    "skorch": (with_skorch, "skorch"),
+    "keras": (with_keras, "keras"),
 }
 
 # --- Measuring them -------------------------------------------------------------------
@@ -242,7 +241,7 @@ LOOPS = {  # function, module whose import is timed, what pip installs
 
 def measure_here(name, job_name):
     """Measure a loop in this process, and print what came of it as JSON."""
-    loop, module, _ = LOOPS[name]
+    loop, module = LOOPS[name]
     torch.set_num_threads(1)
     torch.optim.SGD([torch.zeros(1)])  # the first optimizer of a process imports much
     start = time.perf_counter()
@@ -263,7 +262,7 @@ def measure_here(name, job_name):
 
 
 def measure(name, job_name):
-    """What a process of its own found; None, and a line, when it failed."""
+    """What a process of its own found; None, and a line, where a package is missing."""
     folder = Path(__file__).parent
     env = {"PYTHONPATH": f"{folder.parents[1]}{os.pathsep}{folder}"}
     env |= {"KERAS_BACKEND": "torch", "KERAS_HOME": os.devnull}  # or it writes a file
@@ -306,16 +305,7 @@ def main():
     parser.add_argument("--only", default=",".join(LOOPS), help="and hand-written")
     given = parser.parse_args()
 
-    names = ["hand-written"]
-    for name in given.only.split(","):
-        package = LOOPS[name][2]
-        try:
-            print(package, metadata.version(package))
-        except metadata.PackageNotFoundError:
-            print(f"{name} is left out: pip install {package}")
-        else:
-            names.append(name)
-    names = list(dict.fromkeys(names))
+    names = dict.fromkeys(("hand-written", *given.only.split(",")))
     for job_name in given.jobs.split(","):
         results = {name: [] for name in names}
         for _ in range(given.rounds):
