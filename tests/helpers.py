@@ -57,6 +57,12 @@ def draws():
     return [random.random(), np.random.rand(), torch.rand(()).item()]
 
 
+def random_state():
+    """The state of all three, to compare."""
+    torch_state = torch.get_rng_state().tolist()
+    return repr((random.getstate(), np.random.get_state(), torch_state))
+
+
 class Draws(Dataset):
     """Rows that draw, as an augmentation does; their targets are their numbers."""
 

@@ -1,14 +1,12 @@
 """Section 1, data: the line, splitting, loaders whose order is a function."""
 
 import os
-import random
 from collections import Counter
 from itertools import chain
 
-import numpy as np
 import pytest
 import torch
-from helpers import Draws, draws, make_state, refused
+from helpers import Draws, draws, make_state, random_state, refused
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
 
@@ -77,11 +75,14 @@ class Doubled(TensorDataset):
 @pytest.mark.parametrize("seed", [None, 5])
 def test_a_dataset_is_cut_as_its_tensors_would_be(seed):
     options = {"ratios": (0.7, 0.15, 0.15), "seed": seed}
-    parts = kit.split(Doubled(*kit.make_data()), **options)
+    data = Doubled(*kit.make_data())
+    parts = kit.split(data, **options)
     for part, expected in zip(parts, kit.split(kit.make_data(), **options)):
         ((x, y),) = kit.make_loader(part)
         assert isinstance(part, Subset)
         assert torch.equal(x, 2 * expected[0]) and torch.equal(y, 2 * expected[1])
+    ((x, _),) = kit.make_loader(data)
+    assert torch.equal(x, 2 * kit.make_data()[0])
 
 
 def test_what_cannot_be_split_or_loaded_is_refused():
@@ -228,20 +229,15 @@ def collate_and_draw(rows):
     return torch.cat([x, torch.tensor([draws()] * len(x)).double()], 1)
 
 
-def global_states():
-    torch_state = torch.get_rng_state().tolist()
-    return repr((random.getstate(), np.random.get_state(), torch_state))
-
-
 @pytest.mark.parametrize("collate_fn", [None, collate_and_draw])
 def test_draws_all_differ_whatever_the_workers(collate_fn):
-    before, seen = global_states(), {}
+    before, seen = random_state(), {}
     options = {"batch_size": 3, "shuffle": True, "collate_fn": collate_fn}
     kit.make_data(noise=0.1, seed=1), kit.split(kit.make_data(), seed=1)
     for seed, workers in ((7, 0), (7, 2), (8, 0)):
         loader = kit.make_loader(Traced(13), seed=seed, workers=workers, **options)
         seen[seed, workers] = torch.cat([x for _ in range(2) for x in loader])
-        assert global_states() == before
+        assert random_state() == before
     numbers, with_workers, other = (x[:, 1:] for x in seen.values())
     assert all(len(set(column.tolist())) == 26 for column in numbers[:, :3].T)
     assert torch.equal(numbers, with_workers)

@@ -11,6 +11,7 @@ from helpers import (
     classifier,
     draws,
     make_state,
+    random_state,
     refused,
     table,
     weighted,
@@ -89,6 +90,13 @@ def test_training_is_the_same_with_and_without_validation(train, val):
         return dict(state.model.state_dict())
 
     assert_same(trained(LOADERS[val](), metrics=kit.metrics), trained(None))
+
+
+@pytest.mark.parametrize("loader", LOADERS.values(), ids=LOADERS)
+def test_evaluation_leaves_the_random_numbers_alone(loader):
+    model, before = classifier(), random_state()
+    kit.evaluate(model, loader(), loss_fn=F.cross_entropy)
+    assert random_state() == before
 
 
 @pytest.mark.parametrize("wrap", [lambda m: m, partial(kit.amp, precision="bf16")])

@@ -57,7 +57,6 @@ def test_run_yields_every_epoch_and_its_row():
     row = states[-1].history[-1]
     assert list(row) == ["epoch", "step", "lr", "train_loss", "val_loss", "seconds"]
     assert (row["epoch"], row["step"], row["lr"]) == (3, 21, 0.01)
-    assert all(isinstance(value, int | float) for value in row.values())
     state = fit(states[-1], *loaders(), epochs=4)  # after a break
     assert_same(state, fit(make_state(), *loaders(), epochs=4))
 

