@@ -11,6 +11,11 @@ pytest.register_assert_rewrite("helpers")
 import helpers
 
 
+def pytest_collection_modifyitems(items):
+    """Recipes first: they take longest, and several processes then end together."""
+    items.sort(key=lambda item: "test_recipes.py" not in item.nodeid)
+
+
 @pytest.fixture(autouse=True)
 def in_tmp_path(tmp_path, monkeypatch):
     """Every test, and every docstring's example, writes to a folder of its own."""

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -11,11 +12,15 @@ import time
 import traceback
 import warnings
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
 
 import kit
 
@@ -40,12 +45,71 @@ def mlp(inputs=3, outputs=1, *, dropout=0.5):
     return nn.Sequential(*hidden, nn.Linear(8, outputs))
 
 
+def classifier():
+    """A model with every sort of layer, the same each time."""
+    torch.manual_seed(0)
+    parts = nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(), nn.Linear(8, 4)
+    return nn.Sequential(*parts)
+
+
+def draws():
+    """A number of each of the three global generators."""
+    return [random.random(), np.random.rand(), torch.rand(()).item()]
+
+
+def random_state():
+    """The state of all three, to compare."""
+    torch_state = torch.get_rng_state().tolist()
+    return repr((random.getstate(), np.random.get_state(), torch_state))
+
+
+class Draws(Dataset):
+    """Rows that draw, as an augmentation does; their targets are their numbers."""
+
+    def __init__(self, n=20):
+        self.n = n
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, row):
+        return torch.tensor(draws()), torch.tensor([float(row)])
+
+
 def make_state(model=None, *, optimizer=torch.optim.Adam, scheduler=None, lr=0.01):
     """A state of the model, with a scheduler that is made of the optimizer."""
     model = mlp() if model is None else model
     optimizer = optimizer(model.parameters(), lr=lr)
     scheduler = scheduler and scheduler(optimizer)
     return kit.make_state(model, optimizer, scheduler=scheduler)
+
+
+CLASS_WEIGHTS = torch.tensor([0.1, 3.0, 0.5, 1.0])
+weighted_mean = partial(F.cross_entropy, weight=CLASS_WEIGHTS, ignore_index=-1)
+
+
+def weighted(outputs, targets):
+    """Cross entropy with class weights and ignore_index, as totals."""
+    weight = CLASS_WEIGHTS[targets[targets >= 0]].sum()
+    loss = weighted_mean(outputs, targets, reduction="sum")
+    return {"loss": loss, "weight": weight, "twice": 2 * weight}
+
+
+class Step:
+    """train_step that keeps batches, totals and rates, and may get a signal."""
+
+    def __init__(self, signal_at=-1, number=signal.SIGTERM, **bound):
+        self.signal_at, self.number, self.bound = signal_at, number, bound
+        self.batches, self.totals, self.lrs = [], [], []
+
+    def __call__(self, state, batch, **options):
+        if state.step == self.signal_at:
+            signal.raise_signal(self.number)
+        self.batches.append(batch)
+        self.lrs.append(state.optimizer.param_groups[0]["lr"])
+        state, totals = kit.train_step(state, batch, **self.bound, **options)
+        self.totals.append(totals)
+        return state, totals
 
 
 # -------------------------------------------------------------------------- comparing
@@ -83,13 +147,8 @@ def assert_same(one, other, tolerance=0.0, where="it"):
         for i, pair in enumerate(zip(one, other)):
             assert_same(*pair, tolerance, f"{where}[{i}]")
     elif isinstance(one, float) and isinstance(other, float):
-        near = {"rel": tolerance, "abs": tolerance, "nan_ok": True}
-        same = (
-            one == pytest.approx(other, **near)
-            if tolerance
-            else repr(one) == repr(other)
-        )
-        assert same, f"{where}: {one} and {other}"
+        one, other = torch.tensor([one, other], dtype=torch.double)
+        assert_same(one, other, tolerance, where)
     else:
         assert type(one) is type(other) and one == other, f"{where}: {one} and {other}"
 
@@ -161,6 +220,7 @@ def _work(function, arguments, env, folder):
     os.environ.update(env)
     warnings.simplefilter("error")
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of workers, as in a script
     try:
         torch.save(function(*arguments), folder / "result")
     except KeyboardInterrupt:  # end as Python itself would

@@ -1,12 +1,10 @@
 """Section 5, checkpoint: files that are whole, plain, and fit every wrap."""
 
-import copy
 import errno
 import math
 import os
 import pickle
 import threading
-import time
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -14,17 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import (
-    assert_same,
-    content,
-    make_state,
-    mlp,
-    refused,
-    start,
-    table,
-)
+from helpers import assert_same, content, make_state, mlp, refused, start, table
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import lr_scheduler
 
 import kit
@@ -39,23 +28,15 @@ def trained(state=None, epochs=1):
 
 def test_every_file_is_plain_and_loads_weights_only():
     config = {"lr": np.float64(0.1), "mean": torch.arange(2), "n": (1, None)}
-    state = trained(make_state(optimizer=torch.optim.SGD, lr=np.float64(0.1)))
-    path = kit.save_checkpoint(state._replace(config=config), "a.pt")
-    saved = torch.load(path, weights_only=True)
-    assert type(saved["config"]["lr"]) is float and saved["config"]["n"] == (1, None)
-    assert torch.equal(saved["config"]["mean"], torch.arange(2))
+    state = trained(make_state(lr=np.float64(0.1)))._replace(config=config)
+    saved = torch.load(kit.save_checkpoint(state, "a.pt"), weights_only=True)
+    assert_same(saved["config"], config | {"lr": 0.1})
     assert saved["step"] == 5 and saved["optimizer"]["param_groups"][0]["lr"] == 0.1
-
-
-def test_a_loaded_state_is_the_saved_one():
-    def make():
-        schedule = partial(lr_scheduler.StepLR, step_size=1)
-        return make_state(kit.amp(mlp(), "fp16"), scheduler=schedule)
-
-    state = trained(make(), epochs=2)._replace(sums={"loss": 1.5, "weight": 3})
-    loaded = kit.load_checkpoint(make(), kit.save_checkpoint(state, "models/a.pt"))
-    assert_same(loaded, state)
-    assert loaded.history == state.history and loaded.scaler.is_enabled()
+    with refused("plain.*object", TypeError):
+        kit.save_checkpoint(state._replace(config={"made": [{"by": object()}]}), "b.pt")
+    with refused("State"):
+        kit.save_checkpoint(state.model, "b.pt")
+    assert os.listdir() == ["a.pt"]
 
 
 class Own(torch.optim.SGD):
@@ -63,36 +44,21 @@ class Own(torch.optim.SGD):
 
     def step(self, closure=None):
         for p in self.param_groups[0]["params"]:
-            outer = p.grad.reshape(len(p), -1)
-            kept = self.state[p].setdefault("outer", torch.eye(len(p)))
-            kept.add_(outer @ outer.T)
-            p.grad.copy_((kept.inverse() @ outer).reshape(p.shape))
+            kept = self.state[p].setdefault("outer", torch.ones(len(p), len(p)))
+            kept.add_(1)
+            p.grad.div_(kept[0, 0])
         super().step(closure)
 
 
-OPTIMIZERS = {
-    name: partial(getattr(torch.optim, name), lr=0.01)
-    for name in ("SGD", "Adam", "Adagrad", "Adadelta", "Adafactor", "NAdam", "RMSprop")
-}
-OPTIMIZERS["momentum"] = partial(torch.optim.SGD, lr=0.01, momentum=0.9)
-OPTIMIZERS["amsgrad"] = partial(torch.optim.Adam, lr=0.01, amsgrad=True)
-OPTIMIZERS["of one's own"] = partial(Own, lr=0.01)
+NAMES = "Adagrad", "Adadelta", "Adafactor", "NAdam", "RMSprop"
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_every_optimizer_resumes_exactly(name, dtype):
-    def make():
-        model = mlp()
-        return kit.make_state(model, OPTIMIZERS[name](model.parameters()))
-
-    torch.set_default_dtype(dtype)
-    try:
-        path = kit.save_checkpoint(trained(make()), "a.pt")
-        resumed = trained(kit.load_checkpoint(make(), path), epochs=2)
-        assert_same(resumed, trained(make(), epochs=2))
-    finally:
-        torch.set_default_dtype(torch.float32)
+@pytest.mark.parametrize("optimizer", [*(getattr(torch.optim, n) for n in NAMES), Own])
+def test_every_optimizer_resumes_exactly(optimizer):
+    make = partial(make_state, optimizer=optimizer)
+    path = kit.save_checkpoint(trained(make()), "a.pt")
+    resumed = trained(kit.load_checkpoint(make(), path), epochs=2)
+    assert_same(resumed, trained(make(), epochs=2))
 
 
 def test_the_history_comes_back_as_it_was():
@@ -101,35 +67,10 @@ def test_the_history_comes_back_as_it_was():
         {"epoch": 2, "step": 14, "train_loss": math.nan, "val_loss": -math.inf},
         {"epoch": 3, "step": 21, "val_loss": 5e-324, "train_loss": -0.0},
         {"epoch": 4, "step": 2**50, "train_loss": 1.5},
-    )
+    ) * 2500
     path = kit.save_checkpoint(make_state()._replace(history=rows), "a.pt")
     assert repr(kit.load_checkpoint(make_state(), path).history) == repr(rows)
-    assert repr(kit.read_checkpoint(path)["history"]) == repr(list(rows))
-
-
-def test_a_long_history_costs_next_to_nothing_to_save():
-    """Also where the keys of its rows alternate."""
-    row = {"epoch": 1, "step": 7, "lr": 0.1, "train_loss": 0.1, "val_loss": 0.2}
-    rows = tuple(row | ({"more": 1.0} if i % 2 else {}) for i in range(10_000))
-    state = make_state()._replace(history=rows)
-
-    def seconds(call):
-        times = []
-        for _ in range(5):
-            begun = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - begun)
-        return min(times)
-
-    copied = seconds(lambda: copy.deepcopy(list(map(dict, rows))))
-    assert seconds(lambda: kit.save_checkpoint(state, "a.pt")) < 2 * copied
-
-
-def test_what_is_not_plain_is_refused():
-    state = make_state()._replace(config={"made": [1, {"by": object()}]})
-    with refused("plain.*object", TypeError):
-        kit.save_checkpoint(state, "a.pt")
-    assert not os.listdir()
+    assert path.stat().st_size < 10_000 * 8 * 5 + 10_000  # a number takes 8 bytes
 
 
 @pytest.mark.parametrize("call", ["fsync file", "replace", "fsync folder"])
@@ -185,14 +126,6 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(monkeypatch):
     assert calls == ["fsync", "replace", "fsync"]
 
 
-def test_a_link_stays_one_and_its_target_is_replaced():
-    os.mkdir("disk"), os.symlink("disk/real.pt", "link.pt")
-    for _ in range(2):  # the target is made, then replaced
-        assert kit.save_checkpoint(make_state(), "link.pt") == Path("link.pt")
-        assert Path("link.pt").is_symlink()
-        assert os.listdir("disk") == ["real.pt"] and kit.read_checkpoint("disk/real.pt")
-
-
 def test_a_pipe_is_written_to_and_not_replaced():
     os.mkfifo("pipe")
     copy_it = lambda: Path("a.pt").write_bytes(Path("pipe").read_bytes())
@@ -219,66 +152,46 @@ def test_files_of_others_and_of_the_future_are_refused():
     with zipfile.ZipFile("other.pt", "w") as archive:
         archive.writestr("a", "b")
     whole = Path("a.pt").read_bytes()
-    for size in range(0, len(whole), 97):
-        Path("cut.pt").write_bytes(whole[:size])
-        with refused(r"cut\.pt is no checkpoint"):
-            kit.read_checkpoint("cut.pt")
+    Path("cut.pt").write_bytes(whole[: len(whole) // 2])
     for name, words in (
-        *(("evil", "run code"), ("pickle", ""), ("weights", "no checkpoint")),
-        *(("new", "format"), ("other", "")),
+        ("evil", "run code"),
+        ("pickle", ""),
+        ("weights", "no checkpoint"),
+        ("new", "format"),
+        ("other", ""),
+        ("cut", "no checkpoint"),
     ):
-        for call in (kit.read_checkpoint, partial(kit.load_checkpoint, make_state())):
-            with refused(rf"{name}\.pt .*{words}"):
-                call(f"{name}.pt")
+        with refused(rf"{name}\.pt .*{words}"):
+            kit.load_checkpoint(make_state(), f"{name}.pt")
     assert not Path("owned").exists()
-    with pytest.raises(FileNotFoundError, match=r"missing\.pt"):
-        kit.read_checkpoint("missing.pt")
-
-
-def change(*keys, **value):
-    """A change of a checkpoint's content, in place."""
-
-    def spoil(saved):
-        for key in keys[:-1]:
-            saved = saved[key]
-        if value:
-            saved[keys[-1]] = value["to"]
-        else:
-            del saved[keys[-1]]
-
-    return spoil
 
 
 MOMENT, GROUP = ("optimizer", "state", 0), ("optimizer", "param_groups", 0)
-SPOILED = {
-    "weights of another shape": change("model", "0.weight", to=torch.zeros(8, 4)),
-    "complex weights": change("model", "0.weight", to=torch.zeros(8, 3).cfloat()),
-    "weights of text": change("model", "0.weight", to="big"),
-    "a weight less": change("model", "0.weight"),
-    "a weight more": change("model", "1.weight", to=torch.zeros(8, 3)),
-    "a moment of another shape": change(*MOMENT, "exp_avg", to=torch.zeros(8, 4)),
-    "a complex moment": change(*MOMENT, "exp_avg", to=torch.zeros(8, 3).cfloat()),
-    "a moment that is no tensor": change(*MOMENT, "exp_avg", to="big"),
-    "moments of no weight": change("optimizer", "state", 9, to={}),
-    "no groups": change("optimizer", "param_groups", to=[]),
-    "a rate of text": change(*GROUP, "lr", to="big"),
-    "a step of text": change("step", to="x"),
-    "a step below 0": change("step", to=-1),
-    "no scheduler": change("scheduler", to=None),
-    "another scheduler": change("scheduler", to={"a": [1]}),
-    "another optimizer": change("components", "optimizer", to="SGD"),
-    "sums of text": change("sums", to={"loss": "x"}),
-    "no history": change("history", to=None),
-    "a config that is none": change("config", to=[1]),
+SPOILED = {  # where, and what stands there instead; ... for nothing
+    "weights of another shape": ("model", "0.weight", torch.zeros(8, 4)),
+    "a weight less": ("model", "0.weight", ...),
+    "a weight more": ("model", "1.weight", torch.zeros(8, 3)),
+    "a moment of another shape": (*MOMENT, "exp_avg", torch.zeros(8, 4)),
+    "no groups": ("optimizer", "param_groups", []),
+    "a rate of text": (*GROUP, "lr", "big"),
+    "a step below 0": ("step", -1),
+    "no scheduler": ("scheduler", None),
+    "another optimizer": ("components", "optimizer", "SGD"),
+    "no history": ("history", None),
 }
 
 
 @pytest.mark.parametrize("name", SPOILED)
 def test_a_checkpoint_that_does_not_fit_touches_nothing(name):
     schedule = partial(lr_scheduler.StepLR, step_size=1)
-    saved = kit.save_checkpoint(trained(make_state(scheduler=schedule)), "good.pt")
-    saved = torch.load(saved)
-    SPOILED[name](saved)
+    path = kit.save_checkpoint(trained(make_state(scheduler=schedule)), "good.pt")
+    part = saved = torch.load(path)
+    *where, key, value = SPOILED[name]
+    for each in where:
+        part = part[each]
+    part[key] = value
+    if value is ...:
+        del part[key]
     torch.save(saved, "bad.pt")
     state = trained(make_state(scheduler=schedule), epochs=2)
     before = content(state)
@@ -287,38 +200,22 @@ def test_a_checkpoint_that_does_not_fit_touches_nothing(name):
     assert_same(content(state), before)
 
 
-@pytest.fixture(scope="module")
-def process_group(tmp_path_factory):
-    store = tmp_path_factory.mktemp("group") / "store"
-    options = {"init_method": f"file://{store}", "rank": 0, "world_size": 1}
-    torch.distributed.init_process_group("gloo", **options)
-    yield
-    torch.distributed.destroy_process_group()
-
-
-compiled = partial(torch.compile, backend="eager")
-
-
 def partly_compiled(model):
-    model[0] = compiled(model[0])
+    model[0] = torch.compile(model[0], backend="eager")
     return model
 
 
 WRAPS = {
     "bare": lambda model: model,
-    "bf16": lambda model: kit.amp(model, "bf16"),
     "fp16": lambda model: kit.amp(model, "fp16"),
-    "compiled": compiled,
     "compiled in part": partly_compiled,
-    "compiled bf16": lambda model: compiled(kit.amp(model, "bf16")),
-    "bf16 compiled": lambda model: kit.amp(compiled(model), "bf16"),
-    "parallel": DistributedDataParallel,
-    "parallel bf16": lambda model: DistributedDataParallel(kit.amp(model, "bf16")),
+    "compiled bf16": lambda m: torch.compile(kit.amp(m, "bf16"), backend="eager"),
+    "bf16 compiled": lambda m: kit.amp(torch.compile(m, backend="eager"), "bf16"),
 }
 
 
 @pytest.mark.parametrize("saved", WRAPS)
-def test_every_wrap_saves_bare_keys_and_loads_any_other(saved, process_group):
+def test_every_wrap_saves_bare_keys_and_loads_any_other(saved):
     path = kit.save_checkpoint(trained(make_state(WRAPS[saved](mlp()))), "a.pt")
     kept = kit.read_checkpoint(path)["model"]
     assert list(kept) == list(mlp().state_dict())

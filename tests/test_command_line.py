@@ -295,13 +295,6 @@ def files(prepared, tmp_path):
 TABLE = "--data reg.csv --target y"
 
 
-def test_runs_take_the_next_free_folder():
-    for name in ("007", "notes", "9z"):
-        Path("runs", name).mkdir(parents=True)
-    quick()
-    assert {path.name for path in Path("runs/008").iterdir()} == FILES
-
-
 def run_kit(arguments):
     kit.main(arguments.split())
 
@@ -320,18 +313,6 @@ def test_four_starts_at_once_take_four_folders():
     seeds = [json.loads((f / "config.json").read_text())["seed"] for f in folders]
     assert sorted(seeds) == [0, 1, 2, 3]
     assert [content(f / "last.pt")["config"]["seed"] for f in folders] == seeds
-
-
-def test_a_folder_in_use_is_refused_and_a_killed_runs_is_not():
-    child = start(run_kit, "fit --epochs 100000 --save-every 1 --out run")
-    wait_for(Path("run/last.pt").exists)
-    for option in ("", "--resume", "--overwrite"):
-        line = refused(f"fit --out run --quiet {option}")
-        assert "run" in line and ("in use" in line or not option)
-    child.kill()
-    done = len(content("run/last.pt")["history"])
-    quick("--out run --resume --epochs", done + 2)
-    assert len(read_csv("run/history.csv")) == done + 2
 
 
 def test_a_used_folder_is_left_alone_unless_overwritten(files):
@@ -450,14 +431,6 @@ def test_a_config_file_is_typed_options_which_override_it(name):
     assert_same(file, typed)
 
 
-def test_the_config_of_a_run_repeats_it(files):
-    quick(f"{TABLE} --scheduler step --clip 1 --out one")
-    assert call("fit --config one/config.json --quiet --out two") == ""
-    one, two = (content(f"{name}/last.pt") for name in ("one", "two"))
-    assert one.pop("config") == two.pop("config")
-    assert_same(one, two)
-
-
 WRONG = {
     "epoch: 3": "epoch",
     "config: a": "config",
@@ -509,16 +482,6 @@ def test_predictions_that_are_not_finite_are_counted(files):
         assert result.exit_code == status and "40 of 40" in result.stderr
         assert len(result.stderr.splitlines()) == 1
     assert len(read_csv("p.csv")) == 40
-
-
-def test_a_working_folder_that_is_gone_is_one_line(tmp_path):
-    Path("gone").mkdir()
-    os.chdir("gone")
-    os.rmdir("../gone")
-    try:
-        refused("fit --epochs 2")
-    finally:
-        os.chdir(tmp_path)
 
 
 def test_streams_that_are_closed_or_full():

@@ -1,21 +1,16 @@
 """Several processes under torchrun give what one process gives.
 
-Every function in CASES runs in each of two processes, which are started once; the tests
-compare what they return with the same function run here, alone. KIT_PROCESSES=3 starts
-three. float32 summed in another order differs by 1e-7 of its terms: TOLERANCE is what
-that comes to after some steps.
+A function runs in each of two processes, or KIT_PROCESSES=3, and what they return is
+compared with the same function run here, alone. float32 summed in another order differs
+by 1e-7 of its terms: TOLERANCE is what that comes to after some steps.
 """
 
-import copy
-import faulthandler
 import itertools
 import math
 import os
-import random
 import signal
 import sys
 import time
-import traceback
 from functools import partial
 from pathlib import Path
 
@@ -29,13 +24,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import lr_scheduler
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, Subset, TensorDataset
 
 import kit
 
 PROCESSES = int(os.environ.get("KIT_PROCESSES", "2"))
 TOLERANCE = 2e-6
-LIMIT = 100  # seconds for all cases, after which a hang is a failure
 
 # ------------------------------------------------------- what every process trains
 
@@ -64,15 +58,10 @@ def fit(state=None, train=None, val=None, *, loss_fn=F.mse_loss, epochs=3, **opt
     return kit.fit(*parts, loss_fn=loss_fn, epochs=epochs, **options)
 
 
-def trained(*parts, inner=kit.train_step, accumulate=1, clip=None, **options):
+def trained(*parts, accumulate=1, clip=None, **options):
     """What the checkpoint of a run holds, and the learning rate of every step."""
-    lrs, bound = [], {"accumulate": accumulate, "clip": clip}
-
-    def step(state, batch, **options):
-        lrs.append(state.optimizer.param_groups[0]["lr"])
-        return inner(state, batch, **bound, **options)
-
-    return content(fit(*parts, step=step, **options)) | {"lrs": lrs}
+    step = helpers.Step(accumulate=accumulate, clip=clip)
+    return content(fit(*parts, step=step, **options)) | {"lrs": step.lrs}
 
 
 def count(prediction, target):
@@ -93,69 +82,14 @@ def in_fp16():
     X, y = table(26)
     y[5] = 3e4
     model = kit.amp(helpers.mlp(dropout=0.0), "fp16")
-    state = make_state(model, scheduler=SCHEDULERS["OneCycleLR"])
+    state = make_state(model, scheduler=ONE_CYCLE)
     state.scaler.load_state_dict(state.scaler.state_dict() | {"scale": 2.0**12})
     return trained(state, kit.make_loader((X, y), batch_size=6))
 
 
-class Rows(Dataset):
-    def __init__(self, n=26):
-        self.X, self.y = table(n)
-
-    def __len__(self):
-        return len(self.X)
-
-    def __getitem__(self, i):
-        return self.X[i], self.y[i]
-
-
-def of_nests(**options):
-    """Batches that are dicts, a forward for them, targets in a nest."""
-
-    def collate(items):
-        X, y = map(torch.stack, zip(*items))
-        return {"x": X, "labels": [y, (y.abs(), -y)]}
-
-    def forward(model, batch):
-        return {"y": model(batch["x"])}, batch["labels"]
-
-    def loss_fn(outputs, targets):
-        y, (size, _) = targets
-        return F.mse_loss(outputs["y"], y) + F.l1_loss(outputs["y"], size)
-
-    batches = loader(collate_fn=collate)
-    options |= {"loss_fn": loss_fn, "forward": forward}
-    return trained(None, batches, batches, **options)
-
-
-def with_torchmetrics():
-    from torchmetrics import MeanSquaredError, MetricCollection, R2Score
-
-    metrics = MetricCollection({"mse": MeanSquaredError(), "r2": R2Score()})
-    return trained(None, None, loader(7), metrics=metrics)
-
-
-class Averaged(nn.Module):
-    """A moving average of the weights, which evaluations use."""
-
-    def __init__(self):
-        super().__init__()
-        self.model = helpers.mlp(dropout=0.0)
-        self.average = copy.deepcopy(self.model).requires_grad_(False)
-
-    def forward(self, x):
-        return (self.model if self.training else self.average)(x)
-
-    @torch.no_grad()
-    def update(self):
-        for mean, p in zip(self.average.parameters(), self.model.parameters()):
-            mean.lerp_(p, 0.1)
-
-
-def averaging_step(state, batch, **options):
-    state, totals = kit.train_step(state, batch, **options)
-    kit.unwrap(state.model).update()
-    return state, totals
+def rows(n=26):
+    """A Dataset that is read row by row."""
+    return Subset(TensorDataset(*table(n)), range(n))
 
 
 def afterwards():
@@ -186,53 +120,62 @@ def own_process_group():
         assert dist.is_initialized()
         del model.reducer, model.logger
         dist.destroy_process_group()  # a group that these own last can freeze Python
-    return [
-        row,
-        dict(kit.unwrap(model).state_dict()),
-        kit.read_checkpoint("own.pt")["model"],
-    ]
+    weights = dict(kit.unwrap(model).state_dict())
+    return [row, weights, kit.read_checkpoint("own.pt")["model"]]
 
 
-SCHEDULERS = {
-    "OneCycleLR": partial(lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=15),
-    "StepLR": partial(lr_scheduler.StepLR, step_size=1),
-    "plateau": partial(lr_scheduler.ReduceLROnPlateau, patience=0, threshold=0.5),
-}
+def of_seven_rows(batch_size, **options):
+    """Some processes have no row of a batch."""
+    batches = loader(7, batch_size), loader(7, batch_size)
+    return trained(None, *batches, metrics=count, **options)
+
+
+def of_a_dataset(make_loader, **options):
+    return trained(None, make_loader(rows(), batch_size=6, shuffle=True, **options))
+
+
+ONE_CYCLE = partial(lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=15)
+PLATEAU = partial(lr_scheduler.ReduceLROnPlateau, patience=0, threshold=0.5)
 TRAININGS = {
     "batches of 6, 6, 6, 6 and 2": trained,
-    "4 micro-batches": partial(trained, accumulate=4),
-    "clipped": partial(trained, clip=0.5),
     "clipped, 4 micro-batches": partial(trained, clip=0.5, accumulate=4),
-    "Adam": lambda: trained(make_state(optimizer=torch.optim.Adam, lr=0.01)),
     "bf16": lambda: trained(make_state(kit.amp(helpers.mlp(dropout=0), "bf16"))),
     "fp16, which skips an update": in_fp16,
-    "a dict loss": partial(trained, loss_fn=totals),
     "a dict loss, 4 micro-batches": partial(trained, loss_fn=totals, accumulate=4),
-    "a dict loss, ranks without rows": lambda: trained(
-        None, loader(7, 1), loader(7, 1), loss_fn=totals
-    ),
-    "nests": of_nests,
-    "nests, 2 micro-batches": partial(of_nests, accumulate=2),
-    "a Dataset with workers": lambda: trained(
-        None, kit.make_loader(Rows(), batch_size=6, shuffle=True, workers=2)
-    ),
-    "a plain shuffled DataLoader": lambda: trained(
-        None, DataLoader(Rows(), batch_size=6, shuffle=True), metrics=count
-    ),
+    "a dict loss, ranks without rows": partial(of_seven_rows, 1, loss_fn=totals),
+    "a Dataset with workers": partial(of_a_dataset, kit.make_loader, workers=2),
+    "a plain shuffled DataLoader": partial(of_a_dataset, DataLoader),
     "an endless stream": lambda: trained(None, loader(steps=7)),
-    "torchmetrics": with_torchmetrics,
-    "own step, average": lambda: trained(make_state(Averaged()), inner=averaging_step),
+    "OneCycleLR, 4 micro-batches": lambda: trained(
+        make_state(scheduler=ONE_CYCLE), accumulate=4
+    ),
+    "plateau": lambda: trained(make_state(scheduler=PLATEAU)),
+    "7 rows by 1, 4 micro-batches": partial(of_seven_rows, 1, accumulate=4),
+    "7 rows by 2": partial(of_seven_rows, 2),
     "afterwards": afterwards,
     "own process group": own_process_group,
 }
-for name, n in itertools.product(SCHEDULERS, (1, 4)):
-    TRAININGS[f"{name}, {n} micro-batches"] = lambda name=name, n=n: trained(
-        make_state(scheduler=SCHEDULERS[name]), accumulate=n
-    )
-for size, n in itertools.product((1, 2, 7), (1, 4)):
-    TRAININGS[f"7 rows by {size}, {n} micro-batches"] = partial(
-        trained, None, loader(7, size), loader(7, size), metrics=count, accumulate=n
-    )
+
+
+def run_training(name):
+    return TRAININGS[name]()
+
+
+def together(function, *arguments):
+    """What it returns in every process."""
+    ranks = start_ranks(PROCESSES, function, *arguments)
+    return [each.result() for each in ranks]
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_processes_train_as_one(name):
+    """Weights, losses, metrics, steps, rates, schedules and optimizer."""
+    # bf16 rounds the gradients of each process, before they are summed, to 2**-8
+    tolerance = 2**-8 if "16" in name else TOLERANCE
+    here = run_training(name)
+    for there in together(run_training, name):
+        assert_same(there, here, tolerance)
+
 
 # ------------------------------------------------------------ what else they must do
 
@@ -257,14 +200,8 @@ def all_reduces():
     return counts
 
 
-class Draws(Dataset):
-    """Rows of random numbers from three sources."""
-
-    def __len__(self):
-        return 8
-
-    def __getitem__(self, i):
-        return torch.tensor([random.random(), np.random.rand(), torch.rand(())]), i
+def test_gradients_are_all_reduced_once_a_step():
+    assert together(all_reduces) == [[1] * 15] * PROCESSES
 
 
 def draws(workers):
@@ -272,12 +209,21 @@ def draws(workers):
     given = []
 
     def step(state, batch, *, loss_fn, forward):
-        given.extend(zip(batch[1].tolist(), batch[0].tolist()))
+        given.extend(zip(batch[1][:, 0].tolist(), batch[0].tolist()))
         return state._replace(step=state.step + 1), {"loss": 0.0, "weight": 1}
 
     shape = {"batch_size": 4, "shuffle": True, "workers": workers}
-    fit(None, kit.make_loader(Draws(), **shape), step=step)
+    fit(None, kit.make_loader(helpers.Draws(8), **shape), step=step)
     return given
+
+
+def test_processes_never_repeat_a_random_number():
+    given = together(draws, 0)
+    assert together(draws, 2) == given
+    numbers, draws_of = zip(*itertools.chain(*given))
+    assert sorted(numbers) == sorted([*range(8)] * 3)
+    for column in zip(*draws_of):
+        assert len(set(column)) == len(column)
 
 
 def dropped():
@@ -290,11 +236,16 @@ def dropped():
             seen.extend(tuple((row == 0).tolist()) for row in outputs.detach())
         return outputs, batch[1]
 
-    model, data = nn.Dropout(0.5), (torch.ones(8, 64), torch.ones(8, 64))
-    model = nn.Sequential(nn.Linear(64, 64), model)
+    data = torch.ones(8, 64), torch.ones(8, 64)
+    model = nn.Sequential(nn.Linear(64, 64), nn.Dropout(0.5))
     batches = kit.make_loader(data, batch_size=4)
     fit(make_state(model), batches, [data], forward=forward)
     return seen
+
+
+def test_processes_never_drop_the_same():
+    kept = list(itertools.chain(*together(dropped)))
+    assert len(set(kept)) == len(kept) == 3 * 8
 
 
 def batch_norm():
@@ -306,237 +257,122 @@ def batch_norm():
     return row, dict(model.state_dict())
 
 
-def writes():
-    """Each names a folder of its own; what is written takes its time."""
+def test_running_statistics_end_as_those_of_rank_0():
+    first, *others = together(batch_norm)
+    for other in others:
+        assert_same(other, first)
+
+
+def stops_and_writes():
+    """Each would stop at an epoch, and write to a folder, of its own; writing is slow."""
     replace = os.replace
-    os.replace = lambda *paths, **options: (time.sleep(0.1), replace(*paths, **options))
-    try:
-        fit(checkpoint=f"rank{rank()}")
-    finally:
-        os.replace = replace
-    return kit.read_checkpoint("rank0/last.pt")["step"]
+    os.replace = lambda *paths: (time.sleep(0.1), replace(*paths))
+    stop = lambda history: len(history) == 1 + rank()
+    state = fit(stop=stop, checkpoint=f"rank{rank()}")
+    return len(state.history), kit.read_checkpoint("rank0/last.pt")["step"]
 
 
-def stops_early():
-    """What each process thinks of the history is what the first thinks of it."""
-    epochs = 1 + rank()
-    return len(fit(stop=lambda history: len(history) == epochs).history)
+def test_rank_0_alone_stops_and_writes_and_all_find_the_file():
+    assert together(stops_and_writes) == [(1, 5)] * PROCESSES
+    assert [path.name for path in Path().glob("rank*")] == ["rank0"]
 
 
 class Validation:
-    """Twenty batches, which take two seconds in the second epoch if they are slow."""
+    """Twenty batches; a function is called before each one of the second epoch."""
 
-    def __init__(self, at=lambda i: None, seconds=0.0):
-        self.at, self.seconds, self.passes = at, seconds, 0
-
-    def __len__(self):
-        return 20
+    def __init__(self, at=lambda i: None):
+        self.at, self.passes = at, 0
 
     def __iter__(self):
         self.passes += 1
         for i in range(20):
             if self.passes == 2:
                 self.at(i)
-                time.sleep(self.seconds)
             yield table(7, seed=i)
 
 
-def interrupted(folder, number, where, which):
+def interrupted(number, where, which):
     """A signal to one process, amid the second epoch or in its validation."""
     sent = []
 
-    def send(now, at):
-        if (rank(), now) == (which, at):
+    def send(i):
+        if (rank(), i) == (which, 2):
             sent.append(time.time())
             signal.raise_signal(number)
 
     def step(state, batch, **options):
         if where == "training":
-            send(state.step, 6)
+            send(state.step - 4)
         return kit.train_step(state, batch, **options)
 
-    val = Validation(lambda i: where == "validation" and send(i, 2), 0.1)
+    def at(i):
+        if where == "validation":
+            send(i)
+        time.sleep(0.1)
+
     with pytest.raises((SystemExit, KeyboardInterrupt)) as caught:
-        fit(None, None, val, step=step, checkpoint=folder)
+        fit(None, None, Validation(at), step=step, checkpoint="run")
     return sent, time.time(), getattr(caught.value, "code", None), dist.is_initialized()
 
 
-def resumed(folder):
-    state = kit.load_checkpoint(make_state(), Path(folder, "last.pt"))
-    assert len(state.history) == 1 and 7 <= state.step <= 10
-    return content(fit(state, None, Validation()))
-
-
-def raised(state=None, data=None, loss_fn=F.mse_loss):
-    """What fit raises in this process, how soon, and after how many steps."""
-    steps = []
-
-    def step(state, batch, **options):
-        steps.append(state.step)
-        return kit.train_step(state, batch, **options)
-
-    if not isinstance(data, DataLoader):
-        data = kit.make_loader(data or table(26), batch_size=6)
-    start = time.monotonic()
-    with pytest.raises(Exception) as caught:
-        fit(state, data, loss_fn=loss_fn, step=step)
-    seconds = time.monotonic() - start
-    return repr(caught.value), len(steps), seconds, dist.is_initialized()
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("where", ["training", "validation"])
+@pytest.mark.parametrize("which", range(PROCESSES))
+def test_a_signal_to_any_rank_saves_and_ends_all(number, where, which):
+    results = together(interrupted, number, where, which)
+    (sent,) = [time for times, *_ in results for time in times]
+    for _, ended, code, joined in results:
+        assert ended - sent < 1.0  # the validation takes two seconds
+        assert code == (143 if number == signal.SIGTERM else None) and not joined
+    state = kit.load_checkpoint(make_state(), "run/last.pt")
+    assert 7 <= state.step <= 10 and len(state.history) == 1
+    straight = fit(None, None, Validation())
+    assert_same(fit(state, None, Validation()), straight, TOLERANCE)
 
 
 def of_a_rank():
-    sampler = DistributedSampler(Rows(24), world(), rank())
-    return DataLoader(Rows(24), 3, sampler=sampler)
+    sampler = DistributedSampler(rows(24), world(), rank())
+    return DataLoader(rows(24), 3, sampler=sampler)
 
 
 def with_nan():
     X, y = table(26)
     y[5] = math.nan  # of the first batch, the last process's
-    return X, y
+    return kit.make_loader((X, y), batch_size=6)
 
 
-def broken(at, outputs, targets):
-    if at == rank():
-        raise ArithmeticError(f"the loss of process {at} is broken")
+def broken(outputs, targets):
+    if rank() == 1:
+        raise ArithmeticError("the loss of process 1 is broken")
     return F.mse_loss(outputs, targets)
 
 
-FAILURES = {  # what fit is given, the words, and whether all processes say them
-    "another step": (lambda: raised(make_state()._replace(step=rank())), "step", True),
-    "100 and 120 rows": (lambda: raised(data=table(100 + 20 * rank())), "100", True),
-    "100 and 101 rows": (lambda: raised(data=table(100 + rank())), "100", True),
-    "plain loaders": (lambda: raised(data=DataLoader(Rows(100 + 20 * rank()), 6)), "100", True),
-    "a DistributedSampler": (lambda: raised(data=of_a_rank()), "DistributedSampler", True),
-    "nan in one share": (lambda: raised(data=with_nan()), "nan", True),
-    "loss 0": (lambda: raised(loss_fn=partial(broken, 0)), "process 0 is broken", False),
-    "loss 1": (lambda: raised(loss_fn=partial(broken, 1)), "process 1 is broken", False),
-}  # fmt: skip
-INTERRUPTS = {
-    f"{number.name} in {where}, rank {which}": (number, where, which)
-    for number, where in (
-        (signal.SIGTERM, "training"),
-        (signal.SIGINT, "training"),
-        (signal.SIGTERM, "validation"),
-    )
-    for which in range(PROCESSES)
+FAILURES = {  # what fit is given, the words, and the words of all processes
+    "another step": (lambda: {"state": make_state()._replace(step=rank())}, "step"),
+    "100 and 101 rows": (lambda: {"train": loader(100 + rank())}, "100"),
+    "plain loaders": (lambda: {"train": DataLoader(rows(100 + rank()), 6)}, "100"),
+    "a DistributedSampler": (lambda: {"train": of_a_rank()}, "DistributedSampler"),
+    "nan in one share": (lambda: {"train": with_nan()}, "nan"),
+    "loss 1": (lambda: {"loss_fn": broken}, "process 1 is broken"),
 }
-OTHERS = (all_reduces, dropped, batch_norm, writes, stops_early)
-CASES = TRAININGS | {case.__name__: case for case in OTHERS}
-CASES |= {f"draws, {workers} workers": partial(draws, workers) for workers in (0, 2)}
-CASES |= {name: partial(interrupted, name, *how) for name, how in INTERRUPTS.items()}
-CASES |= {name: case for name, (case, *_) in FAILURES.items()}
-CASES["resumed"] = partial(resumed, "alone")
 
 
-def run_cases():
-    faulthandler.dump_traceback_later(LIMIT - 5, exit=True)
-    torch.multiprocessing.set_start_method("fork", force=True)  # as in a script
-    results = {}
-    for name, case in CASES.items():
-        try:
-            results[name] = case()
-        except Exception:  # noqa: BLE001
-            results[name] = traceback.format_exc()
-    faulthandler.cancel_dump_traceback_later()
-    return results
-
-
-@pytest.fixture(scope="module")
-def together(tmp_path_factory):
-    """What every process has returned for a case; they are started once."""
-    folder = tmp_path_factory.mktemp("together")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        interrupted("alone", signal.SIGTERM, "training", 0)
-        results = [each.result(LIMIT) for each in start_ranks(PROCESSES, run_cases)]
-
-    def of(name):
-        for result in results:
-            assert not isinstance(result[name], str), result[name]
-        return [result[name] for result in results]
-
-    of.folder = folder
-    return of
-
-
-# ------------------------------------------------------------------------ the tests
-
-
-@pytest.mark.parametrize("name", TRAININGS)
-def test_processes_train_as_one(name, together):
-    """Weights, losses, metrics, steps, rates, schedules and optimizer."""
-    # bf16 rounds the gradients of each process, before they are summed, to 2**-8
-    tolerance = 2**-8 if "16" in name else TOLERANCE
-    here = TRAININGS[name]()
-    for there in together(name):
-        assert_same(there, here, tolerance)
-
-
-def test_a_world_of_one_process_is_exactly_one_process():
-    (alone,) = start_ranks(1, trained)
-    assert_same(alone.result(), trained())
-
-
-def test_gradients_are_all_reduced_once_a_step(together):
-    assert together("all_reduces") == [[1] * 15] * PROCESSES
-
-
-def test_processes_never_repeat_a_random_number(together):
-    alone, workers = together("draws, 0 workers"), together("draws, 2 workers")
-    assert alone == workers
-    given = [row for rank_rows in alone for row in rank_rows]
-    assert sorted(i for i, _ in given) == sorted([*range(8)] * 3)
-    for column in zip(*(row for _, row in given)):
-        assert len(set(column)) == len(column)
-
-
-def test_processes_never_drop_the_same(together):
-    kept = [row for rank_rows in together("dropped") for row in rank_rows]
-    assert len(set(kept)) == len(kept) == 3 * 8
-
-
-def test_running_statistics_end_as_those_of_rank_0(together):
-    first, *others = together("batch_norm")
-    for other in others:
-        assert_same(other, first)
-
-
-def test_rank_0_alone_writes_and_all_find_the_file(together):
-    assert together("writes") == [15] * PROCESSES
-    assert [path.name for path in together.folder.glob("rank*")] == ["rank0"]
-
-
-def test_all_stop_when_rank_0_would(together):
-    assert together("stops_early") == [1] * PROCESSES
-
-
-@pytest.mark.parametrize("name", INTERRUPTS)
-def test_a_signal_to_any_rank_saves_and_ends_all(name, together):
-    number, where, _ = INTERRUPTS[name]
-    results = together(name)
-    (sent,) = [time for times, *_ in results for time in times]
-    for _, ended, code, joined in results:
-        assert ended - sent < 1.0  # the validation takes two seconds
-        assert code == (143 if number == signal.SIGTERM else None) and not joined
-    step = kit.read_checkpoint(together.folder / name / "last.pt")["step"]
-    # a message is sent ten times a second, and at the end of an epoch
-    assert step == 10 if where == "validation" else 7 <= step <= 10
-    straight = content(fit(None, None, Validation()))
-    assert_same(resumed(together.folder / name), straight, TOLERANCE)
-
-
-def test_processes_resume_the_checkpoint_of_one(together):
-    for there in together("resumed"):
-        assert_same(there, content(fit(None, None, Validation())), TOLERANCE)
+def raised(name):
+    """What fit raises in this process, how soon, and after how many steps."""
+    step, start = helpers.Step(), time.monotonic()
+    with pytest.raises(Exception) as caught:
+        fit(**FAILURES[name][0](), step=step)
+    seconds = time.monotonic() - start
+    return repr(caught.value), len(step.batches), seconds, dist.is_initialized()
 
 
 @pytest.mark.parametrize("name", FAILURES)
-def test_an_error_ends_fit_in_all_processes(name, together):
-    _, words, in_all = FAILURES[name]
-    errors = [error for error, *_ in together(name)]
-    assert sum(words in error for error in errors) == (PROCESSES if in_all else 1)
-    assert not in_all or len(set(errors)) == 1
-    for error, steps, seconds, joined in together(name):
+def test_an_error_ends_fit_in_all_processes(name):
+    results, words = together(raised, name), FAILURES[name][1]
+    errors = {error for error, *_ in results if words in error}
+    saying = sum(words in error for error, *_ in results)
+    assert len(errors) == 1 and saying == (1 if name == "loss 1" else PROCESSES)
+    for error, steps, seconds, joined in results:
         assert "\n" not in error and seconds < 10 and not joined
         assert steps == 0 or words not in ("step", "100")
 

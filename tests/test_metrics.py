@@ -174,17 +174,6 @@ def test_a_regression_is_the_same_in_any_batches(seed):
     assert theirs == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_a_classification_is_the_same_in_any_batches(seed):
-    logits, target = random_classes(seed)
-    loader = batches((logits, target), seed)
-    expected = classes_of_sklearn(logits.argmax(1), target)
-    assert scores(loader, kit.metrics, F.cross_entropy) == close(expected)
-    accuracy = tm.classification.MulticlassAccuracy(4, average="micro")
-    theirs = {"MulticlassAccuracy": pytest.approx(expected["accuracy"])}
-    assert scores(loader, accuracy, F.cross_entropy) == theirs
-
-
 def test_a_metric_goes_by_its_class_and_a_collection_by_keys():
     data = random_regression(0)
     loader, r2 = batches(data, 0), tm.functional.r2_score(*data).item()

@@ -1,32 +1,24 @@
 """Open to real scripts: their batches, models and losses against their plain loops."""
 
-import copy
-import signal
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from helpers import assert_same, make_state, refused, table
+from helpers import Step, assert_same, make_state, table
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
+from torch.utils.data import Subset
 
 import kit
 
 ROWS = 22  # in batches of 6, 6, 6 and 4
 
 
-class ListOf(Dataset):
-    def __init__(self, rows):
-        self.rows = list(rows)
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, row):
-        return self.rows[row]
+def rows_of(rows):
+    """A Dataset of a list."""
+    return Subset(rows, range(len(rows)))
 
 
 def tokens(seed=0):
@@ -96,16 +88,6 @@ def contrastive(distance, same):
     return (same * distance**2 + (1 - same) * F.relu(1 - distance) ** 2).mean()
 
 
-torch.manual_seed(1)
-TEACHER = tiny(3, 4).eval().requires_grad_(False)
-
-
-def distilled(outputs, targets):
-    logits, soft = outputs[0].log_softmax(1), outputs[1].softmax(1)
-    divergence = F.kl_div(logits, soft, reduction="batchmean")
-    return F.cross_entropy(outputs[0], targets) + divergence
-
-
 class Script(NamedTuple):
     """The shape of a real training script; `plain` is the loss in its own loop."""
 
@@ -137,29 +119,14 @@ TASKS = [(x, {"kind": k, "more": (s,)})
          for x, k, s in zip(numbers(), kinds(), numbers(1, seed=2))]  # fmt: skip
 SCRIPTS = {
     "Hugging Face": Script(
-        *(ListOf(DICTS), Classifier, F.cross_entropy),
+        *(rows_of(DICTS), Classifier, F.cross_entropy),
         plain=lambda model, batch: model(**batch).loss,
         forward=lambda model, batch: (model(**batch).logits, batch["labels"]),
     ),
-    "Hugging Face, its loss": Script(
-        *(ListOf(DICTS), Classifier, lambda outputs, _: outputs.loss),
-        plain=lambda model, batch: model(**batch).loss,
-        forward=lambda model, batch: (model(**batch), None),
-    ),
     "siamese pairs": Script(
-        *(ListOf(PAIRS), partial(Twins, 3, 4), contrastive),
+        *(rows_of(PAIRS), partial(Twins, 3, 4), contrastive),
         plain=lambda model, batch: contrastive(model(*batch[0]), batch[1]),
         forward=lambda model, batch: (model(*batch[0]), batch[1]),
-    ),
-    "distillation": Script(
-        *((numbers(), kinds(4)), partial(tiny, 3, 4), distilled),
-        plain=lambda model, b: distilled((model(b[0]), TEACHER(b[0])), b[1]),
-        forward=lambda model, b: ((model(b[0]), TEACHER(b[0])), b[1]),
-    ),
-    "autoencoder": Script(
-        *((numbers(),), tiny, F.mse_loss),
-        plain=lambda model, batch: F.mse_loss(model(batch[0]), batch[0]),
-        forward=lambda model, batch: (model(batch[0]), batch[0]),
     ),
     "GPT": Script(
         *((tokens(), tokens(1)), GPT, lambda outputs, _: outputs[1]),
@@ -167,24 +134,10 @@ SCRIPTS = {
         forward=lambda model, batch: (model(*batch), batch[1]),
     ),
     "multi-task": Script(
-        *(ListOf(TASKS), TwoTasks, two_losses),
+        *(rows_of(TASKS), TwoTasks, two_losses),
         plain=lambda model, batch: two_losses(model(batch[0]), batch[1]),
     ),
 }
-
-
-class Noted:
-    """A train_step that keeps the loss of every step, and may get a signal."""
-
-    def __init__(self, signal_at=-1):
-        self.losses, self.signal_at = [], signal_at
-
-    def __call__(self, state, batch, **options):
-        if state.step == self.signal_at:
-            signal.raise_signal(signal.SIGTERM)
-        state, totals = kit.train_step(state, batch, **options)
-        self.losses.append(totals["loss"] / totals["weight"])
-        return state, totals
 
 
 def plain_loop(script, epochs):
@@ -204,9 +157,10 @@ def plain_loop(script, epochs):
 def test_a_script_trains_as_its_plain_loop_does(script):
     """The loss of every step, and the weights and moments to the last bit."""
     losses, model, optimizer = plain_loop(script, 3)
-    step, loaders = Noted(), (script.loader(), script.loader())
+    step, loaders = Step(), (script.loader(), script.loader())
     state = kit.fit(script.state(), *loaders, epochs=3, step=step, **script.options)
-    assert step.losses == pytest.approx(losses, rel=1e-12)
+    found = [totals["loss"] / totals["weight"] for totals in step.totals]
+    assert found == pytest.approx(losses, rel=1e-12)
     assert_same(dict(state.model.state_dict()), dict(model.state_dict()))
     assert_same(state.optimizer.state_dict(), optimizer.state_dict())
     of_epoch = sum(n * loss for n, loss in zip((6, 6, 6, 4), losses[-4:])) / ROWS
@@ -217,7 +171,7 @@ def test_a_script_trains_as_its_plain_loop_does(script):
 def test_a_script_resumes_exactly_within_an_epoch(script):
     options = {"epochs": 3} | script.options
     straight = kit.fit(script.state(), script.loader(), **options)
-    stopped = options | {"step": Noted(5), "checkpoint": "run"}
+    stopped = options | {"step": Step(5), "checkpoint": "run"}
     with pytest.raises(SystemExit):
         kit.fit(script.state(), script.loader(), **stopped)
     state = kit.load_checkpoint(script.state(), "run/last.pt")
@@ -254,114 +208,3 @@ def test_a_scripts_batch_may_be_cut(script, accumulate):
     assert totals["weight"] == 6
     assert totals["loss"] / 6 == pytest.approx(loss.item(), rel=1e-6)
     assert_same([p.grad for p in model.parameters()], expected, 1e-6)
-
-
-def of_tokens(logits, targets):
-    """Masked tokens' loss and accuracy: totals over the tokens that are not ignored."""
-    logits, targets = logits.flatten(0, 1), targets.flatten()
-    known = targets != -100
-    loss = F.cross_entropy(logits, targets, reduction="sum")
-    correct = (logits.argmax(1) == targets)[known].sum()
-    return {"loss": loss, "weight": known.sum(), "accuracy": correct}
-
-
-CLASS_WEIGHTS = torch.tensor([0.2, 1.0, 3.0], dtype=torch.double)
-
-
-def by_class(logits, targets):
-    options = {"weight": CLASS_WEIGHTS, "reduction": "sum"}
-    loss = F.cross_entropy(logits, targets, **options)
-    correct = CLASS_WEIGHTS[targets][logits.argmax(1) == targets].sum()
-    return {"loss": loss, "weight": CLASS_WEIGHTS[targets].sum(), "accuracy": correct}
-
-
-def language_model():
-    model = nn.Sequential(nn.Embedding(11, 6), nn.Linear(6, 11))
-    targets = tokens(1)
-    for row in range(ROWS):  # of very different numbers of tokens; 17 have none
-        targets[row, : min(row, 5)] = -100
-    plain = lambda out, y: F.cross_entropy(out.flatten(0, 1), y.flatten())
-    return model.double(), (tokens(), targets), of_tokens, plain
-
-
-def unbalanced():
-    plain = partial(F.cross_entropy, weight=CLASS_WEIGHTS)
-    return tiny().double(), (numbers().double(), kinds()), by_class, plain
-
-
-@pytest.mark.parametrize("make", [language_model, unbalanced])
-@pytest.mark.parametrize("accumulate", [1, 4, 7])
-def test_totals_may_be_accumulated(make, accumulate):
-    """To 1e-12 in float64, for tokens that are masked and for weights of classes."""
-    plain, (x, y), loss_fn, plain_loss = make()
-    model = copy.deepcopy(plain)
-    state = make_state(model, optimizer=torch.optim.SGD, lr=0.5)
-    plain_optimizer = torch.optim.SGD(plain.parameters(), lr=0.5)
-    for _ in range(3):
-        plain_optimizer.zero_grad()
-        loss = plain_loss(plain(x), y)
-        loss.backward()
-        plain_optimizer.step()
-        options = {"loss_fn": loss_fn, "accumulate": accumulate}
-        state, totals = kit.train_step(state, (x, y), **options)
-        mean = totals["loss"] / totals["weight"]
-        assert mean == pytest.approx(loss.item(), rel=1e-12)
-        for p, expected in zip(model.parameters(), plain.parameters()):
-            assert_same([p.grad, p.data], [expected.grad, expected.data], 1e-12)
-
-
-@pytest.mark.parametrize("make", [language_model, unbalanced])
-def test_accuracy_beside_the_loss_is_in_the_row(make):
-    model, data, loss_fn, plain_loss = make()
-    state = make_state(model, optimizer=torch.optim.SGD, lr=0.0)
-    loader = kit.make_loader(data, batch_size=6)
-    (row,) = kit.fit(state, loader, loader, loss_fn=loss_fn, epochs=1).history
-    outputs = kit.predict(model, data[0])
-    totals = loss_fn(outputs, data[1])
-    expected = {
-        "loss": plain_loss(outputs, data[1]).item(),
-        "accuracy": (totals["accuracy"] / totals["weight"]).item(),
-    }
-    for part in ("train", "val"):
-        found = {key: row[f"{part}_{key}"] for key in expected}
-        assert found == pytest.approx(expected, rel=1e-6)
-    assert not {"train_weight", "val_weight"} & row.keys()
-
-
-def test_a_bare_tensor_is_a_batch_for_a_forward():
-    batches, model = list(numbers().split(6)), tiny()
-    options = {"loss_fn": F.mse_loss, "epochs": 2}
-    forward = lambda model, batch: (model(batch), batch)
-    state = kit.fit(make_state(model), batches, batches, forward=forward, **options)
-    assert state.step == 8
-    with refused("forward"):
-        kit.fit(make_state(model), batches, **options)
-
-
-def test_a_step_of_ones_own_takes_the_place_of_train_step():
-    """Two updates a batch, as of a generator and a critic; it owns the counter."""
-
-    def step(state, batch, *, loss_fn, forward):
-        for _ in range(2):
-            loss = loss_fn(*forward(state.model, batch))
-            state.optimizer.zero_grad()
-            loss.backward()
-            state.optimizer.step()
-        totals = {"loss": loss.item() * 6, "weight": 6, "twice": 12.0}
-        return state._replace(step=state.step + 1), totals
-
-    script = SCRIPTS["multi-task"]
-    options = {"epochs": 2, "step": step} | script.options
-    state = kit.fit(script.state(), script.loader(), **options)
-    assert state.step == 8 and state.history[-1]["train_twice"] == 2
-    steps = {m["step"].item() for m in state.optimizer.state_dict()["state"].values()}
-    assert steps == {16}
-
-
-def test_evaluations_every_n_steps_are_epochs_of_steps():
-    """40 steps evaluated every 8, whatever the length of the data, which is 4 steps."""
-    script, step = SCRIPTS["multi-task"], Noted()
-    loaders = script.loader(steps=8), script.loader()
-    state = kit.fit(script.state(), *loaders, epochs=5, step=step, **script.options)
-    assert [row["step"] for row in state.history] == [8, 16, 24, 32, 40]
-    assert step.losses == pytest.approx(plain_loop(script, 10)[0], rel=1e-12)

@@ -5,22 +5,16 @@ import http.client
 import json
 import math
 import random
-import re
 import runpy
-import select
-import signal
-import socket
 import sys
-import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
 import pytest
 import torch
 from click.testing import CliRunner
-from helpers import ROOT, python
+from helpers import ROOT
 
 import kit
 
@@ -114,21 +108,6 @@ def test_rows_get_what_kit_predict_says(files, ports):
                 assert p == pytest.approx(float(line["p_True"]), rel=1e-4)
 
 
-def test_the_value_of_section_10_3_is_predicted(ports):
-    status, reply = ask(ports["line"], '{"value": 0.5}')
-    assert (status, round(reply["prediction"], 4)) == (200, 0.6509)
-    assert predict(ports["line"], {"x": 0.5}) == [reply]
-    assert ask(ports["number"], '{"value": 0.5}')[0] == 422
-
-
-def test_an_unknown_category_is_served_and_counted(ports):
-    row = ROWS[0] | {"heat": "sun"}
-    before = get(ports["number"], "/model")[1]["unknown"].get("heat", 0)
-    status, reply = ask(ports["number"], json.dumps({"rows": [row, row]}))
-    assert status == 200 and reply["unknown"] == {"heat": 2}
-    assert get(ports["number"], "/model")[1]["unknown"] == {"heat": before + 2}
-
-
 def test_the_page_docs_has_an_example_that_works(ports):
     for port in ports.values():
         post = get(port, "/openapi.json")[1]["paths"]["/predict"]["post"]
@@ -138,66 +117,30 @@ def test_the_page_docs_has_an_example_that_works(ports):
 
 
 def changed(**changes):
-    return json.dumps(
-        {"rows": [{"living area": 90, "größe": 3, "heat": "gas"} | changes]}
-    )
+    row = {"living area": 90, "größe": 3, "heat": "gas"} | changes
+    return json.dumps({"rows": [row]}).encode()
 
 
 BAD = [  # body, what is said of it
-    ("", "the body is not JSON"),
     (b"\xff", "the body is not JSON"),
-    ("9" * 5000, "the body is not JSON"),  # more digits than Python reads
-    ("null", 'must be {"rows": [...]}, got None'),
-    ("[[1, 2, 3]]", 'must be {"rows": [...]}'),
-    ('{"rows": [], "more": 1}', 'must be {"rows": [...]}'),
-    ('{"rows": []}', "rows must be a list of rows, got []"),
-    ('{"rows": [[1, 2, 3]]}', "row 0: must be an object with the columns' names"),
-    ('{"rows": [{}]}', "row 0: 'living area' is missing"),
-    (changed(z=1), "row 0: 'z' is not a column"),
+    (b"9" * 5000, "the body is not JSON"),  # more digits than Python reads
+    (b"null", 'must be {"rows": [...]}, got None'),
+    (b'{"rows": []}', "rows must be a list of rows, got []"),
+    (b'{"rows": [[1, 2, 3]]}', "row 0: must be an object with the columns' names"),
+    (b'{"rows": [{}]}', "row 0: 'living area' is missing"),
     (changed(**{"z" * 999: 1}), "zzz is not a column"),
     (changed(größe=math.nan), "row 0: größe must be a finite number, got nan"),
-    (changed(größe=-math.inf), "row 0: größe must be a finite number, got -inf"),
-    (changed(größe=1e39), "row 0: größe must be a finite number, got 1e+39"),
     (changed(größe=10**400), "row 0: größe must be a finite number, got 10000"),
     (changed(größe="3"), "row 0: größe must be a number or null, got '3'"),
-    (changed(größe=[3]), "row 0: größe must be a number or null, got [3]"),
     (changed(heat=3), "row 0: heat must be text or null, got 3"),
-    ("[" * 100_000, "nested too deep"),
-    ('{"rows":' * 100_000, "nested too deep"),
+    (b"[" * 100_000, "nested too deep"),
 ]
 
 
 @pytest.mark.parametrize("body, said", BAD, ids=range(len(BAD)))
 def test_a_bad_body_is_a_422_that_says_why(body, said, ports):
-    body = body if isinstance(body, bytes) else body.encode()
     status, reply = ask(ports["number"], body)
     assert status == 422 and said in reply["detail"] and len(reply["detail"]) < 200
-
-
-def test_no_depth_of_nesting_is_a_500(ports):
-    for depth in range(900, 1100, 9):
-        body = '{"rows": [' + "[" * depth + "]" * depth + "]}"
-        assert ask(ports["number"], body)[0] == 422
-
-
-def test_numbers_too_large_for_the_model_are_a_422(ports):
-    answer, refused = RECIPE["answer"], RECIPE["Refused"]
-    description = {"columns": ["x"], "categories": {}, "classes": []}
-    for run in (lambda x: x * 1e9, lambda x: x * 1e9 - x * 1e9):  # infinite, NaN
-        with pytest.raises(refused, match="too large for the model"):
-            answer(run, description, '{"rows": [{"x": 1}, {"x": 1e30}]}')
-
-
-def test_the_content_type_must_be_json(ports):
-    kinds = {"Application/json; charset=utf-8": 200, "text/plain": 415, "": 415}
-    for kind, status in kinds.items():
-        assert ask(ports["line"], '{"value": 1}', {"content-type": kind})[0] == status
-
-
-def test_a_body_above_the_limit_is_a_413(ports):
-    for size, status in ((1_000_000, 200), (1_000_001, 413)):
-        assert ask(ports["line"], '{"value": 1}'.ljust(size))[0] == status
-    assert ask(ports["line"], (b" " * 100_000 for _ in range(50)))[0] == 413  # chunks
 
 
 def make_random_value(draw, depth=0):
@@ -221,59 +164,6 @@ def test_random_bodies_are_answered_or_refused_but_never_a_500(ports):
     assert min(seen[200], seen[422]) > 60
 
 
-def test_many_clients_at_once_get_each_its_own_answer(ports):
-    expected = predict(ports["number"], *ROWS)
-
-    def client(number):
-        for i in range(number, 90, 16):
-            found = predict(ports["number"], ROWS[i])[0]["prediction"]
-            assert found == pytest.approx(expected[i]["prediction"])
-        return True
-
-    with ThreadPoolExecutor(16) as pool:
-        assert all(pool.map(client, range(16)))
-
-
-def test_a_small_request_does_not_wait_for_a_large_one(ports):
-    large = json.dumps({"rows": [{"x": 0}] * 90_000}, separators=(",", ":"))
-    busy = http.client.HTTPConnection("127.0.0.1", ports["line"], timeout=60)
-    busy.request("POST", "/predict", large, JSON)
-    answered = 0
-    while not select.select([busy.sock], [], [], 0)[0]:
-        assert ask(ports["line"], '{"value": 0}')[0] == 200
-        answered += 1
-    assert len(json.loads(busy.getresponse().read())["predictions"]) == 90_000
-    assert answered > 2
-    busy.close()
-
-
-def begin_request(port):
-    """A socket whose request lacks the end of its body."""
-    half = socket.create_connection(("127.0.0.1", port))
-    half.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 12\r\n")
-    half.sendall(b'Content-Type: application/json\r\n\r\n{"value"')
-    return half
-
-
-def test_sigterm_finishes_requests_and_takes_no_more(files):
-    process = python(FILE, files / "line/last.pt", "--port", 0)
-    started = next(line for line in process.stderr if "running on" in line)
-    port = int(re.search(r"http://127\.0\.0\.1:(\d+)", started)[1])
-    begin_request(port).close()  # a client that goes away leaves no traceback
-    with begin_request(port) as half:
-        assert get(port, "/health")[0] == 200
-        process.send_signal(signal.SIGTERM)
-        with pytest.raises(ConnectionRefusedError):
-            for _ in range(3000):
-                socket.create_connection(("127.0.0.1", port)).close()
-                time.sleep(0.01)
-        half.sendall(b": 1}")
-        reply = b"".join(iter(lambda: half.recv(10_000), b""))
-    assert reply.startswith(b"HTTP/1.1 200") and b"0.999" in reply
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGTERM and "Traceback" not in errors
-
-
 OWN = """
 import pathlib, torch
 pathlib.Path("imported").touch()
@@ -293,14 +183,11 @@ def test_a_checkpoint_never_says_what_to_import():
     assert run(kit.make_data()[0]).shape == (50, 1)
 
 
-@pytest.mark.parametrize(
-    "name", ["line.pt2", "line/config.json", "broken.onnx", "wide.onnx", "odd.onnx"]
-)
+@pytest.mark.parametrize("name", ["line.pt2", "line/config.json", "wide.onnx"])
 def test_a_file_that_cannot_be_served_is_one_line(name, files, monkeypatch):
-    (files / "broken.onnx").write_bytes(b"\x00" * 99)
-    if columns := {"wide.onnx": ["a", "b"], "odd.onnx": 5}.get(name):
-        model, x = torch.nn.Linear(1, 1), torch.ones(2, 1)
-        kit.export(model, files / name, example=x, metadata={"columns": columns})
+    if name == "wide.onnx":
+        model, metadata = torch.nn.Linear(1, 1), {"columns": ["a", "b"]}
+        kit.export(model, files / name, example=torch.ones(2, 1), metadata=metadata)
     monkeypatch.setattr("uvicorn.run", print)
     monkeypatch.setattr(sys, "argv", ["10_serve.py", str(files / name)])
     with pytest.raises(SystemExit, match="^Error: .*$") as stop:

@@ -1,16 +1,15 @@
 """Every recipe runs alone, without warnings, and prints what its docstring says."""
 
 import ast
-import json
 import os
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
+from helpers import ROOT, python, start
 
-ROOT = Path(__file__).parents[1]
 RECIPES = sorted(
     recipe.relative_to(ROOT).as_posix()
     for folder in ("recipes", "recipes/exercises")
@@ -38,51 +37,46 @@ def without_figures(line):
     return " ".join(FIGURE.sub("0", line).split())
 
 
-@pytest.fixture(scope="module")
-def run_script():
-    """run_script(path, folder) -> exit status; see run_scripts.py."""
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    env.pop("PYTHONPATH", None)
-    server = subprocess.Popen(
-        [sys.executable, "-W", "error", Path(__file__).with_name("run_scripts.py")],
-        env=env,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-    def run(path, folder):
-        server.stdin.write(json.dumps([str(path), str(folder)]) + "\n")
-        server.stdin.flush()
-        return int(server.stdout.readline())
-
-    with server:  # closes its pipes, at which it ends
-        yield run
+def run_recipe(path):
+    """Do what `python path` does, in a process that has imported torch already."""
+    os.dup2(os.open("stderr", os.O_WRONLY | os.O_CREAT), 2)
+    sys.path.remove(str(ROOT))  # the recipe finds kit.py by itself
+    del sys.modules["kit"]
+    sys.argv = [path]
+    runpy.run_path(path, run_name="__main__")
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_prints_what_its_docstring_says(recipe, tmp_path, run_script):
+def test_prints_what_its_docstring_says(recipe):
     promised, figures_vary = read_promise(recipe)
-    status = run_script(ROOT / recipe, tmp_path)
-    stdout, stderr = (
-        (tmp_path / name).read_text("utf-8") for name in ("stdout", "stderr")
-    )
-    last = stderr.rstrip().rpartition("\n")[2]
+    child = start(run_recipe, str(ROOT / recipe))
+    status, errors = child.wait(300), Path("stderr").read_text()
+    last = errors.rstrip().rpartition("\n")[2]
     if status and "pip install" in last:
         pytest.skip(last)
-    assert status == 0, stderr
+    assert status == 0, errors
 
-    printed = [line.rstrip() for line in stdout.rstrip().splitlines()]
+    printed = [line.rstrip() for line in child.log().rstrip().splitlines()]
     if figures_vary:
         printed = [without_figures(line) for line in printed]
         promised = [without_figures(line) for line in promised]
     assert printed == promised
 
 
-def test_every_section_and_exercise_has_a_recipe():
-    sections = {recipe.removeprefix("recipes/")[:2] for recipe in RECIPES}
-    assert sections >= {f"{number:02}" for number in range(1, 15)}
-
-    prefix = "recipes/exercises/"
-    names = [recipe.removeprefix(prefix) for recipe in RECIPES if prefix in recipe]
-    assert {name[0] for name in names} == set("12345689")  # the 7th is 11_houses.py
+def test_a_recipe_without_its_package_says_what_to_install():
+    recipes = {"08_metrics": "torchmetrics", "09_wandb": "wandb"}
+    recipes |= {"09_tensorboard": "tensorboard", "10_serve": "fastapi"}
+    code = f"""
+import runpy, sys
+for name, package in {recipes}.items():
+    sys.modules[package] = None  # as if it were not installed
+    try:
+        runpy.run_path(f"{ROOT}/recipes/{{name}}.py", run_name="__main__")
+    except SystemExit as stop:
+        print(stop.code)
+"""
+    printed, errors = python("-c", code).communicate(timeout=60)
+    assert errors == ""
+    for line, package in zip(printed.splitlines(), recipes.values(), strict=True):
+        assert line.startswith("this recipe needs") and "pip install" in line
+        assert package in line

@@ -75,18 +75,6 @@ def test_compressed_files_and_other_encodings_are_read():
     assert kit.read_table("latin.csv").categories == {"stadt": ("Bonn", "Köln")}
 
 
-def test_parquet_is_read_where_pandas_can():
-    try:
-        pandas.DataFrame({"a": [1.5, nan], "k": ["x", "y"]}).to_parquet("t.parquet")
-    except ImportError:
-        Path("t.parquet").write_bytes(b"PAR1")
-        with pytest.raises((ValueError, ImportError), match="pyarrow") as error:
-            kit.read_table("t.parquet")
-        one_line(error)
-    else:
-        assert kit.read_table("t.parquet").categories == {"k": ("x", "y")}
-
-
 def test_a_column_that_counts_the_rows_is_left_out():
     for counter in ("id,a\n1,5\n2,5\n3,6\n", ",a\n0,5\n1,5\n2,6\n"):
         table = read(counter)

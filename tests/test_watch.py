@@ -7,8 +7,7 @@ import time
 
 import helpers
 import pytest
-import torch
-from helpers import one_line, start
+from helpers import one_line
 
 import kit
 
@@ -66,28 +65,6 @@ def test_progress_rewrites_its_own_line_on_a_terminal(capsys, monkeypatch):
         assert "epoch 1/2" in first and last.startswith("epoch 2/2  train_loss")
         assert rewrites.search(first[first.index("epoch 1/2") :])
         assert not rewrites.search(first[: first.index("epoch 1/2")]), run
-
-
-# ----------------------------------------------------------------- plot_predictions
-
-
-def test_predictions_have_the_tutorials_colours():
-    from matplotlib.colors import to_rgb
-
-    train, test = kit.split(kit.make_data())
-    model = torch.nn.Linear(1, 1)
-    for prediction in (None, model(test[0])):  # which has a graph
-        figure = kit.plot_predictions(train, test, prediction)
-        (axes,) = figure.axes
-        expected = [(*train, "b"), (*test, "g")]
-        if prediction is not None:
-            expected.append((test[0], prediction.detach(), "r"))
-        dots = axes.collections
-        assert len(dots) == len(axes.get_legend().get_texts()) == len(expected)
-        for dot, (x, y, color) in zip(dots, expected):
-            points = torch.as_tensor(dot.get_offsets().data, dtype=torch.float32)
-            assert torch.equal(points, torch.cat([x, y], dim=1))
-            assert tuple(dot.get_facecolor()[0][:3]) == to_rgb(color)
 
 
 # --------------------------------------------------------------------- plot_history
@@ -172,26 +149,3 @@ def test_an_empty_history_is_one_line():
     with pytest.raises(ValueError, match="^rows of history must") as error:
         kit.plot_history([])
     one_line(error)
-
-
-def draw():
-    before = "matplotlib" in sys.modules
-    kit.plot_history(history(train_loss=[2.0, 1.0])).savefig("a.png")
-    return before, "matplotlib" in sys.modules, "matplotlib.pyplot" in sys.modules
-
-
-def test_matplotlib_is_imported_late_and_never_its_windows():
-    assert start(draw).result() == (False, True, False)
-
-
-def test_without_matplotlib_the_error_is_how_to_install_it(monkeypatch):
-    for name in [name for name in sys.modules if name.startswith("matplotlib")]:
-        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
-    train, test = kit.split(kit.make_data())
-    for plot in (
-        lambda: kit.plot_predictions(train, test),
-        lambda: kit.plot_history(history(train_loss=[1.0])),
-    ):
-        with pytest.raises(ImportError, match="pip install .*matplotlib") as error:
-            plot()
-        one_line(error)

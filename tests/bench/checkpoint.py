@@ -11,14 +11,13 @@ lost    what the whole run takes longer for each save: the thread that writes sh
         cores with the training, and the end of the run waits for the last file
 """
 
-import sys
 import time
-from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
+from turns import argument
 
 import kit
 
@@ -31,7 +30,7 @@ def make_state(width):
 
 
 def train(state, **options):
-    """The seconds of the run, of each step, and from the end of a step to the next."""
+    """The seconds of the run, and from the end of a step to the next."""
     begins, ends = [], []
 
     def step(state, batch, *, loss_fn, forward):
@@ -43,39 +42,32 @@ def train(state, **options):
     X = torch.randn(128 * STEPS, state.model[0].in_features)
     loader = kit.make_loader((X, X), batch_size=128)
     kit.fit(state, loader, loss_fn=nn.MSELoss(), epochs=1, step=step, **options)
-    whole = time.perf_counter() - begins[0]
-    steps = [end - begin for begin, end in zip(begins, ends)]
     gaps = [begin - end for begin, end in zip(begins[1:], ends)]
-    return whole, steps, gaps
+    return time.perf_counter() - begins[0], gaps
 
 
 def measure(width, folder):
-    without, _, _ = train(make_state(width))
+    without, _ = train(make_state(width))
     state = make_state(width)
     # best.pt would be one file more
     options = {"checkpoint": folder, "save_every": EVERY, "best": lambda _: False}
-    whole, steps, gaps = train(state, **options)
+    seconds, gaps = train(state, **options)
 
     content = [state.model.state_dict(), *state.optimizer.state.values()]
     start = time.perf_counter()
     copies = [tensor.clone() for part in content for tensor in part.values()]
     copied = time.perf_counter()
-    kit.save_checkpoint(state, Path(folder, "saved.pt"))
+    kit.save_checkpoint(state, f"{folder}/saved.pt")
     saved = time.perf_counter()
 
-    print(
-        f"{sum(tensor.nbytes for tensor in copies) / 1e6:.0f} MB: "
-        f"step {median(steps):.3f} s, "
-        f"copy {copied - start:.3f} s, save {saved - copied:.3f} s; "
-        f"stall {median(gaps[EVERY - 1 :: EVERY]):.3f} s, "
-        f"lost {(whole - without) / SAVES:.3f} s a save",
-        flush=True,
-    )
+    size = sum(tensor.nbytes for tensor in copies) / 1e6
+    print(f"{size:.0f} MB: copy {copied - start:.3f} s, save {saved - copied:.3f} s;")
+    print(f"stall {median(gaps[EVERY - 1 :: EVERY]):.3f} s,")
+    print(f"lost {(seconds - without) / SAVES:.3f} s a save", flush=True)
 
 
 if __name__ == "__main__":
-    width = int(sys.argv[1]) if sys.argv[1:] else 2048
-    train(make_state(width))  # warms up
+    train(make_state(argument(2048)))  # warms up
     for _ in range(3):
         with TemporaryDirectory() as folder:
-            measure(width, folder)
+            measure(argument(2048), folder)

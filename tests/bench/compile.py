@@ -1,34 +1,28 @@
 """What torch.compile gains on this machine, and what it costs before the first step.
 
-    python tests/bench/compile.py [JOB ...]
+    python tests/bench/compile.py [ROUNDS]
 
-Blocks of train_step, eager and compiled in turns: the jobs of libraries.py, and its CNN
-with batch norm. The first steps, of a full and of a short batch, compile; their seconds
-are those of a cache without any kernels.
+Blocks of train_step, eager and compiled in turns. The first steps, of a full and of a
+short batch, compile; their seconds are those of a cache without any kernels.
 """
 
 import os
-import sys
 import time
 from functools import partial
 from tempfile import TemporaryDirectory
 
 import torch
 from libraries import make_job, make_optimizer
-from torch import nn
-from turns import take_turns
+from turns import argument, report, take_turns
 
 import kit
 
-STEPS = {"line": 200, "table": 100, "images": 10, "batch-norm": 10}  # in one turn
+STEPS = {"line": 200, "table": 100, "images": 10}  # in one turn
 
 
 def make_stepper(name, *, compiled):
     """A function that takes so many steps, each on the first rows."""
-    job = make_job("images" if name == "batch-norm" else name)
-    if name == "batch-norm":
-        job.model.insert(4, nn.BatchNorm2d(32))  # behind the second convolution
-        job.model.insert(1, nn.BatchNorm2d(16))  # and the first
+    job = make_job(name)
     # as kit fit --compile does
     model = torch.compile(job.model, dynamic=False) if compiled else job.model
     start = kit.make_state(model, make_optimizer(job, fused=True))
@@ -42,29 +36,20 @@ def make_stepper(name, *, compiled):
     return take
 
 
-def compare(name):
-    compiled = make_stepper(name, compiled=True)
-    start = time.perf_counter()
-    compiled(1)
-    compiled(1, rows=5)
-    first = time.perf_counter() - start
-
-    steps = STEPS[name]
-    eager = make_stepper(name, compiled=False)
-    ways = {"compiled": partial(compiled, steps), "eager": partial(eager, steps)}
-    found = take_turns(ways, 11)
-    compiled_ms, eager_ms = (1000 * found[way][0] / steps for way in ways)
-    _, ratio, spread = found["eager"]
-    print(
-        f"{name:10} {eager_ms:.3f} ms a step eager, {compiled_ms:.3f} compiled: "
-        f"{ratio:.2f} times as fast ({spread}); first steps {first:.1f} s",
-        flush=True,
-    )
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with TemporaryDirectory() as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
-        for name in sys.argv[1:] or STEPS:
-            compare(name)
+        for name, steps in STEPS.items():
+            compiled = make_stepper(name, compiled=True)
+            start = time.perf_counter()
+            compiled(1)
+            compiled(1, rows=5)
+            print(f"{name}: first steps {time.perf_counter() - start:.1f} s")
+
+            eager = make_stepper(name, compiled=False)
+            ways = {
+                "compiled": partial(compiled, steps),
+                "eager": partial(eager, steps),
+            }
+            report(name, take_turns(ways, argument(11)), "ms a step", 1000 / steps)

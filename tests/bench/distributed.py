@@ -13,14 +13,13 @@ import subprocess
 import sys
 import time
 from itertools import pairwise
-from statistics import median
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.functional import mse_loss
 from torch.nn.parallel import DistributedDataParallel
-from turns import ratio
+from turns import argument, report
 
 import kit
 
@@ -55,46 +54,38 @@ def bare(model, optimizer, X, y, mark):
 def with_kit(model, optimizer, X, y, mark):
     state = kit.make_state(model, optimizer)
     loader = kit.make_loader((X, y), batch_size=BATCH_SIZE, shuffle=True)
-
-    def on_epoch(state):  # is called in the process of rank 0
-        mark()
-
+    # on_epoch is called in the process of rank 0
+    on_epoch = lambda state: mark()
     kit.fit(state, loader, loss_fn=mse_loss, epochs=2, on_epoch=on_epoch)
 
 
-def ms_a_step(loop, widths, steps):
+def seconds_a_step(loop, widths, steps):
     model, times = make_mlp(widths), []
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     X = torch.randn(BATCH_SIZE * steps, widths[0])
     dist.barrier()
     loop(model, optimizer, X, X[:, :1], lambda: times.append(time.perf_counter()))
-    return 1000 * (times[-1] - times[0]) / steps if times else None
+    return (times[-1] - times[0]) / steps if times else None
 
 
 def measure(rounds):
     """What each of the two processes runs."""
     dist.init_process_group("gloo")
     for name, job in JOBS.items():
-        theirs, ours = [], []
+        times = {"bare": [], "kit": []}
         for _ in range(rounds):
-            theirs.append(ms_a_step(bare, *job))
-            ours.append(ms_a_step(with_kit, *job))
+            times["bare"].append(seconds_a_step(bare, *job))
+            times["kit"].append(seconds_a_step(with_kit, *job))
         if dist.get_rank() == 0:
-            middle, spread = ratio(ours, theirs)
-            print(
-                f"{name:16} bare {median(theirs):.2f} ms a step, kit {median(ours):.2f}; "
-                f"ratio {middle:.2f} ({spread})",
-                flush=True,
-            )
+            report(name, times, "ms a step", 1000)
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    rounds = int(sys.argv[1]) if sys.argv[1:] else 9
     if "RANK" in os.environ:
-        measure(rounds)
+        measure(argument(9))
     else:  # start this script again, by torchrun
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command = [*torchrun, "--nproc-per-node=2", __file__, str(rounds)]
+        command = [*torchrun, "--nproc-per-node=2", *sys.argv]
         env = os.environ | {"OMP_NUM_THREADS": "1"}
         sys.exit(subprocess.run(command, env=env, check=False).returncode)

@@ -8,7 +8,6 @@ kinds of models.
 """
 
 import os
-import sys
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +16,7 @@ import onnxruntime
 import torch
 from distributed import make_mlp
 from onnxruntime.quantization import quantize_dynamic
-from turns import take_turns
+from turns import argument, report, take_turns
 
 import kit
 
@@ -46,22 +45,19 @@ def compare(rounds):
     }
     for rows in (1, 256):
         runs = {name: partial(run, X[:rows]) for name, run in ways.items()}
-        for name, (seconds, ratio, _) in take_turns(runs, rounds).items():
-            speed = f"{1000 * seconds:7.3f} ms, {1 / ratio:.2f} times as fast as torch"
-            print(f"{name:9} {rows:4} rows: {speed}")
+        report(f"{rows} rows", take_turns(runs, rounds), "ms", 1000)
 
     expected = model(X)
     for name in ("mlp.pt2", "mlp.onnx", "int8.onnx"):
         size = Path(name).stat().st_size / 1e6
         difference = (ways[name](X) - expected).abs().max() / expected.abs().max()
         print(
-            f"{name:9} {size:.1f} MB, differs by {difference:.0e} of the largest output"
+            f"{name}: {size:.1f} MB, differs by {difference:.0e} of the largest output"
         )
 
 
 if __name__ == "__main__":
-    rounds = int(sys.argv[1]) if sys.argv[1:] else 50
     torch.set_num_threads(1)
     with TemporaryDirectory() as folder, torch.inference_mode():
         os.chdir(folder)
-        compare(rounds)
+        compare(argument(50))

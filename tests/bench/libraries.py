@@ -6,24 +6,23 @@
 bare is the limit: tensors in memory, an index for each batch, no bookkeeping.
 hand-written is the plain PyTorch loop, with a DataLoader and loss.item().
 
-Each measurement is a process of its own, of one thread, and times are its CPU times. In a
-round each loop takes one turn; ratios are of two turns of one round, and what is printed
-is the median over the rounds. All loops start from the same weights (but for Keras, which
-makes its own layers), shuffle, and validate after every epoch in batches of the training's
-size. Progress bars, logs and checkpoints are off. The first epoch warms up, the others are
-timed. Import is what a library adds to torch.
+Each measurement is a process of its own, of one thread; times are CPU times. In a round
+each loop takes one turn; ratios are of two turns of one round, and the median over the
+rounds is printed. All loops start from the same weights (but for Keras, which makes its
+own layers), shuffle, and validate after every epoch. Progress bars, logs and checkpoints
+are off. The first epoch warms up. Import is what a library adds to torch.
 """
 
 import argparse
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
 import time
 from collections import namedtuple
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from statistics import median
 
@@ -85,6 +84,8 @@ def bare(job, epochs, mark, **options):
 
 
 def validate(job):
+    if job.val is None:
+        return math.nan
     model, loss_fn, total = job.model.eval(), job.loss(), 0.0
     X_batches, y_batches = (tensor.split(job.batch_size) for tensor in job.val)
     with torch.no_grad():
@@ -99,19 +100,15 @@ def with_kit(job, epochs, mark, **options):
 
     state = kit.make_state(job.model, make_optimizer(job, **options))
     train = kit.make_loader(job.train, batch_size=job.batch_size, shuffle=True)
-    val = kit.make_loader(job.val, batch_size=job.batch_size)
-
-    def on_epoch(state):
-        mark(state.history[-1]["val_loss"])
-
+    val = job.val and kit.make_loader(job.val, batch_size=job.batch_size)
+    on_epoch = lambda state: mark(state.history[-1].get("val_loss"))
     kit.fit(state, train, val, loss_fn=job.loss(), epochs=epochs, on_epoch=on_epoch)
 
 
 def hand_written(job, epochs, mark):
     parts = job.model, make_optimizer(job), *make_loaders(job)
-    plain_loop(
-        *parts, job.loss(), epochs, mark, torch.Tensor.backward, lambda *pair: pair
-    )
+    gather = lambda *pair: pair
+    plain_loop(*parts, job.loss(), epochs, mark, torch.Tensor.backward, gather)
 
 
 def with_accelerate(job, epochs, mark):
@@ -120,10 +117,7 @@ def with_accelerate(job, epochs, mark):
     accelerator = Accelerator(cpu=True)
     parts = job.model, make_optimizer(job), *make_loaders(job)
     parts = accelerator.prepare(*parts)
-
-    def gather(*pair):
-        return accelerator.gather_for_metrics(pair)
-
+    gather = lambda *pair: accelerator.gather_for_metrics(pair)
     plain_loop(*parts, job.loss(), epochs, mark, accelerator.backward, gather)
 
 
@@ -166,14 +160,10 @@ def with_lightning(job, epochs, mark):
         def on_train_epoch_end(self):  # which comes after the validation
             mark(self.trainer.callback_metrics["val_loss"])
 
-    off = (
-        "logger",
-        "enable_checkpointing",
-        "enable_progress_bar",
-        "enable_model_summary",
-    )
-    options = {"accelerator": "cpu", **dict.fromkeys(off, False)}
-    lightning.Trainer(max_epochs=epochs, **options).fit(Module(), *make_loaders(job))
+    quiet = "checkpointing", "progress_bar", "model_summary"
+    options = {f"enable_{name}": False for name in quiet}
+    options |= {"max_epochs": epochs, "accelerator": "cpu", "logger": False}
+    lightning.Trainer(**options).fit(Module(), *make_loaders(job))
 
 
 def with_ignite(job, epochs, mark):
@@ -232,17 +222,17 @@ def with_keras(job, epochs, mark):
 
 
 JOBS = "line", "table", "images"
-LOOPS = {  # function, module whose import is timed, what pip installs
-    "bare": (bare, "torch", "torch"),
-    "bare-fused": (partial(bare, fused=True), "torch", "torch"),
-    "kit": (with_kit, "kit", "torch"),
-    "kit-fused": (partial(with_kit, fused=True), "kit", "torch"),
-    "hand-written": (hand_written, "torch", "torch"),
-    "lightning": (with_lightning, "lightning", "lightning"),
-    "accelerate": (with_accelerate, "accelerate", "accelerate"),
-    "ignite": (with_ignite, "ignite.metrics", "pytorch-ignite"),
-    "skorch": (with_skorch, "skorch", "skorch"),
-    "keras": (with_keras, "keras", "keras"),
+LOOPS = {  # function, module whose import is timed
+    "bare": (bare, "torch"),
+    "bare-fused": (partial(bare, fused=True), "torch"),
+    "kit": (with_kit, "kit"),
+    "kit-fused": (partial(with_kit, fused=True), "kit"),
+    "hand-written": (hand_written, "torch"),
+    "lightning": (with_lightning, "lightning"),
+    "accelerate": (with_accelerate, "accelerate"),
+    "ignite": (with_ignite, "ignite.metrics"),
+    "skorch": (with_skorch, "skorch"),
+    "keras": (with_keras, "keras"),
 }
 
 # --- Measuring them -------------------------------------------------------------------
@@ -250,7 +240,7 @@ LOOPS = {  # function, module whose import is timed, what pip installs
 
 def measure_here(name, job_name):
     """Measure a loop in this process, and print what came of it as JSON."""
-    loop, module, _ = LOOPS[name]
+    loop, module = LOOPS[name]
     torch.set_num_threads(1)
     torch.optim.SGD([torch.zeros(1)])  # the first optimizer of a process imports much
     start = time.perf_counter()
@@ -259,7 +249,6 @@ def measure_here(name, job_name):
 
     torch.manual_seed(0)
     job, times = make_job(job_name), []
-    found["untrained"] = float(validate(job))
 
     def mark(val_loss):
         times.append(time.process_time())
@@ -272,7 +261,7 @@ def measure_here(name, job_name):
 
 
 def measure(name, job_name):
-    """What a process of its own found; None, and a line, when it failed."""
+    """What a process of its own found; None, and a line, where a package is missing."""
     folder = Path(__file__).parent
     env = {"PYTHONPATH": f"{folder.parents[1]}{os.pathsep}{folder}"}
     env |= {"KERAS_BACKEND": "torch", "KERAS_HOME": os.devnull}  # or it writes a file
@@ -301,9 +290,7 @@ def report(job_name, results):
     rows.sort(key=lambda row: row[1])
     titles = ["", "x hand", "spread", "ms an epoch", "peak MiB", "import s", "val loss"]
     formats = ("", ".2f", "", ".2f", ".0f", ".2f", ".4f")
-    untrained = results["hand-written"][0]["untrained"]
-    print(f"\n{job_name} (val loss untrained: {untrained:.4f})\n")
-    print(tabulate(rows, titles, floatfmt=formats), flush=True)
+    print(f"\n{job_name}\n\n{tabulate(rows, titles, floatfmt=formats)}", flush=True)
     for name, other in ("kit", "bare"), ("kit-fused", "bare-fused"):
         if name in times and other in times:
             middle, spread = ratio(times[name], times[other])
@@ -316,18 +303,9 @@ def main():
     parser.add_argument("--jobs", default=",".join(JOBS))
     parser.add_argument("--only", default=",".join(LOOPS), help="and hand-written")
     given = parser.parse_args()
-    jobs, only = given.jobs.split(","), given.only.split(",")
-    assert set(jobs) <= set(JOBS), f"the jobs are {JOBS}"
-    assert set(only) <= set(LOOPS), f"the loops are {tuple(LOOPS)}"
 
-    names = [name for name in LOOPS if name in (*only, "hand-written")]
-    for package in dict.fromkeys(LOOPS[name][2] for name in names):
-        try:
-            print(package, metadata.version(package))
-        except metadata.PackageNotFoundError:
-            print(f"{package} is left out: pip install {package}")
-            names = [name for name in names if LOOPS[name][2] != package]
-    for job_name in jobs:
+    names = dict.fromkeys(("hand-written", *given.only.split(",")))
+    for job_name in given.jobs.split(","):
         results = {name: [] for name in names}
         for _ in range(given.rounds):
             for name in names:

@@ -1,16 +1,22 @@
-"""Timing several ways to do the same thing on a machine that others use too."""
+"""What the benchmarks share: taking turns on a machine that others use too, and figures."""
 
+import sys
 import time
 from statistics import median
 
 
+def argument(default):
+    """The whole number on the command line, or the default."""
+    return int(sys.argv[1]) if sys.argv[1:] else default
+
+
 def take_turns(ways, rounds):
-    """By name: the median CPU seconds, and the ratio to the first way, with its spread.
+    """By name: the CPU seconds of every round.
 
     In a round each way takes one turn. A ratio is of two turns of one round, so that
     what slows the machine down for a while slows both; the median over the rounds
     counts. CPU seconds leave out the time that other processes take. The first round
-    warms up.
+    warms up, and is left out.
     """
     times = {name: [] for name in ways}
     for _ in range(rounds + 1):
@@ -18,11 +24,18 @@ def take_turns(ways, rounds):
             start = time.process_time()
             way()
             times[name].append(time.process_time() - start)
+    return {name: seconds[1:] for name, seconds in times.items()}
 
-    first, found = next(iter(times.values()))[1:], {}
-    for name, (_, *seconds) in times.items():
-        found[name] = (median(seconds), *ratio(seconds, first))
-    return found
+
+def report(label, times, unit, scale):
+    """Print a line for each way: its median, and its ratio to the first way."""
+    first = next(iter(times.values()))
+    for name, seconds in times.items():
+        middle, spread = ratio(seconds, first)
+        figure = f"{scale * median(seconds):10.3f} {unit}"
+        print(
+            f"{label:16} {name:12} {figure}, ratio {middle:.2f} ({spread})", flush=True
+        )
 
 
 def ratio(times, others):
