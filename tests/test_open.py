@@ -88,6 +88,16 @@ def contrastive(distance, same):
     return (same * distance**2 + (1 - same) * F.relu(1 - distance) ** 2).mean()
 
 
+torch.manual_seed(1)
+TEACHER = tiny(3, 4).eval().requires_grad_(False)
+
+
+def distilled(outputs, targets):
+    logits, soft = outputs[0].log_softmax(1), outputs[1].softmax(1)
+    divergence = F.kl_div(logits, soft, reduction="batchmean")
+    return F.cross_entropy(outputs[0], targets) + divergence
+
+
 class Script(NamedTuple):
     """The shape of a real training script; `plain` is the loss in its own loop."""
 
@@ -127,6 +137,16 @@ SCRIPTS = {
         *(rows_of(PAIRS), partial(Twins, 3, 4), contrastive),
         plain=lambda model, batch: contrastive(model(*batch[0]), batch[1]),
         forward=lambda model, batch: (model(*batch[0]), batch[1]),
+    ),
+    "distillation": Script(
+        *((numbers(), kinds(4)), partial(tiny, 3, 4), distilled),
+        plain=lambda model, b: distilled((model(b[0]), TEACHER(b[0])), b[1]),
+        forward=lambda model, b: ((model(b[0]), TEACHER(b[0])), b[1]),
+    ),
+    "autoencoder": Script(
+        *((numbers(),), tiny, F.mse_loss),
+        plain=lambda model, batch: F.mse_loss(model(batch[0]), batch[0]),
+        forward=lambda model, batch: (model(batch[0]), batch[0]),
     ),
     "GPT": Script(
         *((tokens(), tokens(1)), GPT, lambda outputs, _: outputs[1]),
