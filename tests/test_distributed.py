@@ -134,6 +134,25 @@ def of_a_dataset(make_loader, **options):
     return trained(None, make_loader(rows(), batch_size=6, shuffle=True, **options))
 
 
+def of_nests(**options):
+    """Batches that are dicts, a forward for them, targets in a nest."""
+
+    def collate(items):
+        X, y = map(torch.stack, zip(*items))
+        return {"x": X, "labels": [y, (y.abs(), -y)]}
+
+    def forward(model, batch):
+        return {"y": model(batch["x"])}, batch["labels"]
+
+    def loss_fn(outputs, targets):
+        y, (size, _) = targets
+        return F.mse_loss(outputs["y"], y) + F.l1_loss(outputs["y"], size)
+
+    batches = loader(collate_fn=collate)
+    options |= {"loss_fn": loss_fn, "forward": forward}
+    return trained(None, batches, batches, **options)
+
+
 ONE_CYCLE = partial(lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=15)
 PLATEAU = partial(lr_scheduler.ReduceLROnPlateau, patience=0, threshold=0.5)
 TRAININGS = {
@@ -145,6 +164,7 @@ TRAININGS = {
     "a dict loss, ranks without rows": partial(of_seven_rows, 1, loss_fn=totals),
     "a Dataset with workers": partial(of_a_dataset, kit.make_loader, workers=2),
     "a plain shuffled DataLoader": partial(of_a_dataset, DataLoader),
+    "nests, 2 micro-batches": partial(of_nests, accumulate=2),
     "an endless stream": lambda: trained(None, loader(steps=7)),
     "OneCycleLR, 4 micro-batches": lambda: trained(
         make_state(scheduler=ONE_CYCLE), accumulate=4
