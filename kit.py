@@ -1456,8 +1456,10 @@ def _batches(loader, epoch=None, start=0, ddp=None):
         kind = type(loader).__name__
         raise TypeError(f"a loader must give batches, got a {kind}: make_loader(data)")
 
-    # its samplers and its datasets, however deep they are
-    parts = [loader]
+    # its samplers and its datasets, however deep they are; tensors have none (5 µs)
+    own = _is_own(loader)
+    of_tensors = own and isinstance(loader.dataset, _Tensors)
+    parts = [loader.sampler if of_tensors else loader]
     for part in parts:
         for name in ("sampler", "batch_sampler", "dataset"):
             inner = getattr(part, name, None)
@@ -1471,11 +1473,10 @@ def _batches(loader, epoch=None, start=0, ddp=None):
                 f"a loader must give every process the same batches: {fix}"
             )
 
-    own = _is_own(loader)
     if own:
         epoch = loader.sampler.epoch
         loader.sampler.start, loader.sampler.part = start, ddp and _rank_rows
-    if own and isinstance(loader.dataset, _Tensors) and not loader.num_workers:
+    if of_tensors and not loader.num_workers:
         # 40 µs a batch faster than a DataLoader
         batches = map(loader.dataset.__getitem__, loader.sampler)
     else:
