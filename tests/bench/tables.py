@@ -118,8 +118,11 @@ def kit_score(path, target, drop, seed, out):
     seconds = time.perf_counter() - start
 
     printed = must_run("evaluate", out)
-    # the last column is the test part
-    score = float(re.search(r"^(?:r2|accuracy) .*?(\S+)$", printed, re.MULTILINE)[1])
+    lines = [line.split() for line in printed.splitlines()]
+    header, test = lines[1], lines[-1]
+    assert test[0] == "test"
+    measure = "accuracy" if "accuracy" in header else "r2"
+    score = float(test[header.index(measure)])
     must_run("predict", out, "--data", path, "--output", out / "predicted.csv")
     return score, drop, seconds
 
