@@ -2309,756 +2309,568 @@ def read_table(
     >>> table.inputs.tolist(), table.categories
     ([[3.0, 0.0], [nan, 1.0]], {'kind': ('a', 'b')})
     """
-    path, skipped = Path(path), []
-    frame = _read_frame(path, dict.fromkeys(like.categories, str) if like else None)
-    wanted = [*(like.columns if like else ()), *drop, *([target] if target else [])]
-    missing = [name for name in wanted if name not in frame]
+    path = Path(path)
+    # 1. the rows; what was text in the first file may be numbers in this one
+    dtype = dict.fromkeys(like.categories, str) if like else None
+    frame = _read_frame(path, dtype=dtype, na_values=["?", "-", "."])
+    targets = [target] if target else []
+    wanted = [*(like.columns if like else drop), *targets]
+    missing = ", ".join(set(wanted) - set(frame))
     if missing:
-        has = ", ".join(map(str, frame.columns))
-        raise ValueError(f"{path.name} has no column {', '.join(missing)}, only: {has}")
+        raise ValueError(
+            f"{path.name} has no column {missing}, only: {', '.join(map(str, frame))}"
+        )
 
+    # 2. what the columns are; rows without a target teach nothing
+    rows = len(frame)
+    frame = frame.dropna(subset=targets)
+    table = like or _learn_columns(path.name, frame.drop(columns=wanted))
+    if frame.empty or not table.columns:
+        raise ValueError(f"{path.name} has no rows, or no column of inputs")
+    if target and not like:
+        table = table._replace(classes=_learn_classes(path.name, frame[target], task))
+    if len(frame) < rows:
+        lost = f"{rows - len(frame)} rows without {target}"
+        table = table._replace(skipped=(*table.skipped, lost))
+
+    # 3. the numbers
+    X = np.empty((len(frame), len(table.columns)), np.float32)
+    for i, name in enumerate(table.columns):
+        X[:, i] = _encode(path.name, frame[name], table.categories.get(name))
+    y = None
     if target:
-        gaps = int(frame[target].isna().sum())
-        if gaps:
-            frame = frame[frame[target].notna()]
-            skipped.append(f"{gaps} rows without {target}")
-    if not len(frame):
-        raise ValueError(f"{path.name} has no rows")
+        y = torch.tensor(_encode(path.name, frame[target], table.classes))
+        if not table.classes:
+            y = y.float()[:, None]
+        elif y.min() < 0:  # a class that the first file did not have
+            unknown = str(frame[target].iloc[int(y.argmin())])
+            must = f"must be one of {', '.join(table.classes)}, got {unknown!r}"
+            raise ValueError(f"{path.name}: {target} {must}")
 
-    if like:
-        columns, categories = like.columns, like.categories
-    else:
-        inputs = frame.drop(columns=wanted)
-        counters = [name for name in inputs if _counts_rows(inputs, name)]
-        skipped += [f"{name}, which counts the rows" for name in counters]
-        inputs = inputs.drop(columns=counters)
-        columns, categories = tuple(inputs), _find_categories(path.name, inputs)
-    if not columns:
-        raise ValueError(f"{path.name} has no column of inputs")
-
-    X = np.empty((len(frame), len(columns)), np.float32)
-    for i, name in enumerate(columns):
-        if name in categories:
-            X[:, i] = _find_codes(frame[name], categories[name])
-        else:
-            X[:, i] = _find_numbers(path.name, frame[name])
-
-    y, classes = None, like.classes if like else ()
-    if target:
-        y, classes = _read_target(path.name, frame[target], task, like)
-
-    return Table(torch.from_numpy(X), y, columns, categories, classes, tuple(skipped))
+    return table._replace(inputs=torch.from_numpy(X), targets=y)
 
 
-def _read_frame(path, dtype=None):
-    """The file as a pandas DataFrame, whatever its separator and encoding."""
+def _read_frame(path, **options):
+    """The file as a pandas DataFrame, whatever its encoding."""
     pandas = _import_extra("pandas", "tables need", "pandas")
     if not path.is_file():  # a config may name a device, a pipe or a web address
-        raise FileNotFoundError(f"{path} is no file that can be read")
+        raise FileNotFoundError(f"{path} is no file")
 
     try:
         if path.suffix == ".parquet":
             return pandas.read_parquet(path)
+        options |= {"skipinitialspace": True}
         for encoding in ("utf-8", "cp1252", "latin-1"):  # the last takes any bytes
-            options = {"encoding": encoding, "skipinitialspace": True}
-            options["na_values"] = ["?", "-", "."]
-            read = partial(pandas.read_csv, path, **options)
             with suppress(UnicodeDecodeError):
-                # the separator that finds the most names in the header
-                widths = {sep: len(read(sep=sep, nrows=0).columns) for sep in ",;\t|"}
-                sep = max(widths, key=lambda sep: widths[sep])
-                decimal = "."
-                if sep == ";":  # in much of Europe 1,5 is a number
-                    sample = read(sep=sep, nrows=100, dtype=str).stack()
-                    if sample.str.fullmatch(r"-?\d+,\d+").any():
-                        decimal = ","
-                read = partial(read, sep=sep, decimal=decimal, dtype=dtype)
-                mixed = pandas.errors.DtypeWarning
-                try:
-                    with warnings.catch_warnings():
-                        warnings.simplefilter("error", mixed)
-                        return read()
-                except mixed:  # text after many rows of numbers: 3 times as slow
-                    return read(low_memory=False)
-    except (ValueError, ImportError) as error:  # pandas' own errors are ValueErrors
-        reason = str(error).strip().split("\n")[0]
+                return _read_csv(
+                    partial(pandas.read_csv, path, encoding=encoding, **options)
+                )
+    except Exception as error:  # noqa: BLE001, pandas' own, and what unpacks a file raises
+        reason = str(error).split("\n")[0]
         raise ValueError(f"{path.name} cannot be read: {reason}") from None
 
 
-def _counts_rows(frame, name):
-    """Whether it holds 0, 1, 2 ... or 1, 2, 3 ..., or the row names that R writes."""
-    column = frame[name]
-    if column.dtype.kind != "i":
-        return False
-    if column.iloc[0] in (0, 1) and (column.diff().iloc[1:] == 1).all():
-        return True
-    is_index = name in ("rownames", "Unnamed: 0") and name == frame.columns[0]
-    return is_index and column.is_unique
+def _read_csv(read):
+    """What read gives, with the file's own separator and decimal mark."""
+    # the separator that finds the most names in the header
+    sep = max(",;\t|", key=lambda sep: len(read(sep=sep, nrows=0).columns))
+    read = partial(read, sep=sep)
+    if sep == ";":  # in much of Europe 1,5 is a number
+        head = partial(read, nrows=100)
+        decimal = max(
+            ".,", key=lambda mark: len(head(decimal=mark).select_dtypes("number").T)
+        )
+        read = partial(read, decimal=decimal)
 
-
-def _is_number(column):
-    """Whether it holds numbers or booleans, with or without gaps."""
-    if column.dtype.kind in "biuf":
-        return True
-    # booleans with gaps are objects
-    return column.dtype == object and set(map(type, column.dropna().unique())) <= {bool}
+    mixed = sys.modules["pandas"].errors.DtypeWarning
+    with suppress(mixed), warnings.catch_warnings(action="error", category=mixed):
+        return read()
+    return read(low_memory=False)  # text after many rows of numbers: 3 times as slow
 
 
 _DATE = r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?|\d{1,2}:\d\d.*"
 
 
-def _find_categories(file, inputs):
-    """The categories of each column of text; one ValueError for all that have none."""
-    categories, refused = {}, {}
-    for name in inputs:
-        if _is_number(inputs[name]):
-            continue
-        column = inputs[name].dropna()
-        found = sorted({_name(value) for value in column.unique()} - {""})
+def _learn_columns(file, inputs):
+    """A Table without rows: which columns are inputs, and the categories of text."""
+    columns, categories, skipped, refused = [], {}, [], []
+    for name, column in inputs.items():
+        if column.dtype.kind == "i":
+            # 0, 1, 2 ... or 1, 2, 3 ..., or the index that pandas and R write
+            starts = column - column.index
+            counts = starts.min() == starts.max() and starts.iloc[0] in (0, 1)
+            if counts or name in ("rownames", "Unnamed: 0"):
+                skipped.append(f"{name}, which counts the rows")
+                continue
+
+        columns.append(name)
+        known = column.dropna()
+        if known.infer_objects().dtype.kind in "biuf":
+            continue  # numbers or booleans
+        found = _find_names(known)
         dates = [text for text in found if re.fullmatch(_DATE, text)]
-        if len(dates) > 0.9 * len(found):  # there may be a slip among them
-            refused[name] = "dates"
-        elif len(found) > max(20, len(column) / 2):
-            refused[name] = f"text, mostly different, such as {found[0]!r:.30}"
-        categories[name] = tuple(found)
+        # there may be a slip among the dates
+        if len(dates) > 0.9 * len(found) or len(found) > max(20, len(known) / 2):
+            refused.append(name)
+        categories[name] = found
 
     if refused:
-        listed = "; ".join(f"{name} ({what})" for name, what in refused.items())
         raise ValueError(
-            f"{file} has columns that are neither numbers nor categories: {listed}. "
-            f"Leave them out with --drop {','.join(refused)}"
+            f"{file} has columns of dates, or of text that is mostly different: leave "
+            f"them out with --drop {','.join(refused)}"
         )
-    return categories
+    return Table(None, None, tuple(columns), categories, (), tuple(skipped))
 
 
-def _name(value):
-    """The name of a category or class: 3.0, a whole number beside gaps, is 3."""
-    return f"{value:g}" if isinstance(value, float) else str(value).strip()
+def _learn_classes(file, target, task):
+    """The names of the target's classes; () where it is a number."""
+    if task not in (None, "regression", "classification"):
+        raise ValueError(f"task must be regression or classification, got {task!r}")
+    is_number = target.dtype.kind in "iuf"  # booleans are classes
+    few = is_number and target.nunique() <= 20 and (target % 1 == 0).all()
+    if task == "regression" or (not task and is_number and not few):
+        return ()
+
+    classes = _find_names(target)
+    if not 2 <= len(classes) <= max(20, len(target) / 2):
+        raise ValueError(
+            f"{file}: {target.name} must have 2 classes or more, and 2 rows of each, got "
+            f"{len(classes)} classes in {len(target)} rows: {', '.join(classes):.50}"
+        )
+    return classes
 
 
-def _find_codes(column, names):
-    """The number of each value's name, -1 where it has none, or is a gap."""
-    codes, found = sys.modules["pandas"].factorize(column)
-    known = {name: code for code, name in enumerate(names)}
-    table = [known.get(_name(value), -1) for value in found]
-    return np.array([*table, -1])[codes]  # a gap has the code -1: the last one
+def _find_names(column):
+    """The names of the categories or classes in a column without gaps, in order."""
+    return tuple(dict.fromkeys(_names(sorted(column.unique()))))
 
 
-def _find_numbers(file, column):
-    """The column as float64, with NaN for gaps."""
+def _names(values):
+    # 3.0, a whole number beside gaps, is 3
+    return [str(value).strip().removesuffix(".0") for value in values]
+
+
+def _encode(file, column, names):
+    """Each value's place in names, -1 for gaps and others; without names, the number."""
+    if names:
+        codes, found = column.factorize()
+        places = sys.modules["pandas"].Index(names).get_indexer(_names(found))
+        return np.append(places, -1)[codes]  # a gap has the code -1, the last place
+
     try:
-        numbers = column.to_numpy(np.float64, na_value=np.nan)
+        return column.to_numpy(np.float64, na_value=np.nan)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{file}, column {column.name}: {error}") from None
-    if (np.abs(numbers) > np.finfo(np.float32).max).any():
-        raise ValueError(f"{file}, column {column.name}: a number is too large")
-    return numbers
-
-
-def _read_target(file, column, task, like):
-    """The targets, and the names of their classes; a regression has none."""
-    found = column.unique()
-    numeric = _is_number(column) and column.dtype.kind in "iuf"
-    if like:
-        task = "classification" if like.classes else "regression"
-    elif task is None:
-        few = len(found) <= 20 and numeric and all(v == round(v) for v in found)
-        task = "classification" if few or not numeric else "regression"
-    if task not in ("regression", "classification"):
-        raise ValueError(f"task must be regression or classification, got {task!r}")
-    if task == "regression":
-        y = torch.from_numpy(_find_numbers(file, column).astype(np.float32))
-        return y[:, None], ()
-
-    classes = like.classes if like else tuple(_name(value) for value in sorted(found))
-    if not 2 <= len(classes) <= max(20, len(column) / 2) and not like:
-        raise ValueError(
-            f"{file}: {column.name} must have 2 classes or more, and 2 rows of each, got "
-            f"{len(classes)} classes in {len(column)} rows: {', '.join(classes):.50}"
-        )
-    codes = _find_codes(column, classes)
-    if codes.min() < 0:
-        what = f"{_name(column.iloc[codes.argmin()])!r} is none of {', '.join(classes)}"
-        raise ValueError(f"{file}, column {column.name}: {what}")
-    return torch.from_numpy(codes.astype(np.int64)), classes
-
-
-OPTIMIZERS = {
-    "sgd": torch.optim.SGD,
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "rmsprop": torch.optim.RMSprop,
-    "adagrad": torch.optim.Adagrad,
-}
-LOSSES = {
-    "l1": F.l1_loss,
-    "mse": F.mse_loss,
-    "huber": F.huber_loss,
-    "cross_entropy": F.cross_entropy,
-}
-# what an option that is not given means: for the tutorial's line, and for a table
-LINE = {
-    "model": "linear",
-    "loss": "l1",
-    "optimizer": "sgd",
-    "lr": 0.01,
-    "patience": 0,
-    "ratios": (0.8, 0.2),
-}
-TABLE = {
-    "model": "mlp",
-    "optimizer": "adam",
-    "lr": 0.001,
-    "patience": 20,
-    "ratios": (0.7, 0.15, 0.15),
-    "batch_size": 32,
-}
-# what a config holds of the table beside the options
-SCHEMA = ("columns", "categories", "classes")
-FACTS = (*SCHEMA, "checksum")
-OPTION_GROUPS = {
-    "Data": "data target drop task ratios batch_size workers",
-    "Model": "model hidden loss amp compile device",
-    "Training": "epochs optimizer lr weight_decay scheduler accumulate clip patience seed",
-    "Run": "out resume overwrite save_every config quiet help",
-}
-# torch raises RuntimeError where the model does not match the data
-MISTAKES = (
-    OSError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ImportError,
-    ArithmeticError,
-    RuntimeError,
-)
 
 
 class _Group(click.Group):
-    """Turns a user's mistake into one line and exit code 1, Ctrl-C into 130."""
+    """Turns an error into one line and exit code 1, Ctrl-C into 130."""
 
     def invoke(self, ctx):
         try:
             return super().invoke(ctx)
-        except (KeyboardInterrupt, SystemExit) as ending:  # fit's say where it saved
-            if _rank() == 0:
-                click.echo(f"\n{ending}", err=True)
-            if isinstance(ending, SystemExit):
-                raise
+        except KeyboardInterrupt:
             ctx.exit(130)
-        except click.exceptions.Exit:  # is a RuntimeError
+        except (click.ClickException, click.exceptions.Exit):
             raise
-        except click.ClickException as error:
-            error.message = _one_line(error.message)
-            raise
-        except MISTAKES as error:
-            reason = str(error) or type(error).__name__
-            if isinstance(error, OSError) and error.strerror:
-                reason = f"{error.filename or 'output'}: {error.strerror}"
-            raise click.ClickException(_one_line(reason)) from error
+        except Exception as error:
+            text = str(error) or type(error).__name__
+            # printable characters only, for it may quote a stranger's file
+            line = "".join(filter(str.isprintable, text.split("\n")[0]))
+            raise click.ClickException(line[:400]) from error
 
 
-def _one_line(text):
-    """The first line, printable characters only: it may quote a stranger's file."""
-    return "".join(filter(str.isprintable, text.split("\n")[0]))[:400]
+@click.group(cls=_Group, context_settings={"show_default": True})
+@click.version_option(__version__)
+def main() -> None:
+    """Train a PyTorch model on the line 0.7 x + 0.3, or on a table of your own."""
+
+
+def _several(kind, most=999):
+    """A type of option: up to so many of a kind, with commas between, such as 64,64."""
+
+    def values(text):
+        parts = text.split(",")
+        if len(parts) > most:
+            raise click.BadParameter(f"must be at most {most}, got {len(parts)}")
+        return tuple(map(kind, parts))
+
+    return values
+
+
+def _read_config(path):
+    """Take a config file's values for those that are not typed."""
+    read = json.loads
+    if not path.endswith(".json"):
+        read = _import_extra("yaml", f"{path} needs", "pyyaml").safe_load
+    try:
+        config = read(Path(path).read_text("utf-8"))
+        click.get_current_context().default_map = _as_typed(config)
+    except Exception as error:  # noqa: BLE001, of many kinds
+        raise click.BadParameter(f"{path}: {' '.join(str(error).split())}") from None
+
+
+def _as_typed(config):
+    """The values of a config as they would be typed, for click to check."""
+    known = {option.name for option in _fit_command.params} - {"config"}
+    typed = {}
+
+    for name, value in config.items():
+        values = value if isinstance(value, list | tuple) else [value]
+        # a deep nest in a small file could become a very long text
+        plain = all(isinstance(item, str | int | float | None) for item in values)
+        if name not in known or not plain:
+            raise ValueError(f"{name!r:.50} is no option of fit, or of another type")
+        if value is not None:
+            typed[name] = ",".join(map(str, values))
+
+    return typed
+
+
+# what an option means for the line, where that is something else than for a table
+LINE = {
+    "ratios": (0.8, 0.2),
+    "batch_size": 50,
+    "model": "linear",
+    "loss": "l1",
+    "optimizer": "SGD",
+    "lr": 0.01,
+    "patience": 0,
+}
+
+
+def _option(name, default, kind, text=""):
+    if name in LINE:
+        text += f" For the line {LINE[name]}."
+    if isinstance(kind, list):
+        kind = click.Choice(kind, case_sensitive=False)
+    return click.Option(
+        [f"--{name}".replace("_", "-")],
+        default=default,
+        type=kind,
+        is_flag=kind is bool,
+        help=text,
+    )
+
+
+# the types of numbers, and the options by group: default, type, help
+COUNT, NATURAL = click.IntRange(1), click.IntRange(0)
+POSITIVE = click.FloatRange(0, min_open=True)
+OPTIONS = {
+    "Data": [
+        _option(
+            "data", None, click.Path(resolve_path=True), "A .csv, .tsv or .parquet."
+        ),
+        _option("target", None, str, "The column to predict."),
+        _option("drop", None, _several(str), "Columns to leave out: A,B."),
+        _option("task", None, ["regression", "classification"]),
+        _option("ratios", "0.7,0.15,0.15", _several(float, 3), "Of train, val, test."),
+        _option("batch_size", 32, COUNT),
+        _option("workers", 0, NATURAL, "Processes that load data."),
+    ],
+    "Model": [
+        _option(
+            "model", "mlp", str, "linear, mlp, or MODULE:FUNCTION of (inputs, outputs)."
+        ),
+        _option("hidden", "64,64", _several(COUNT), "Of the mlp."),
+        _option("loss", "mse", ["l1", "mse", "huber"], "Of a regression."),
+        _option("amp", None, ["bf16", "fp16"], "Mixed precision."),
+        _option("compile", False, bool, "By torch.compile, for large models."),
+        _option("device", "auto", str, "auto, cpu, cuda, mps ..."),
+    ],
+    "Training": [
+        _option("epochs", 100, COUNT, "In all, after --resume too."),
+        _option("optimizer", "Adam", ["SGD", "Adam", "AdamW"]),
+        _option("lr", 0.001, POSITIVE),
+        _option("weight_decay", 0.0, click.FloatRange(0)),
+        _option("scheduler", None, ["step", "cosine", "plateau", "onecycle"]),
+        _option("accumulate", 1, COUNT, "Micro-batches of a batch."),
+        _option("clip", None, POSITIVE, "The largest norm of the gradient."),
+        _option("patience", 20, NATURAL, "Epochs without improvement; 0: no limit."),
+        _option("seed", 42, NATURAL),
+    ],
+    "Run": [
+        _option(
+            "out", None, str, "The run folder; else the next of runs/001, runs/002 ..."
+        ),
+        _option("resume", False, bool, "Continue the run in --out."),
+        _option("overwrite", False, bool, "Start anew in a used --out."),
+        _option("save_every", None, COUNT, "Steps; else every epoch."),
+        click.Option(
+            ["--config"],
+            type=_read_config,
+            is_eager=True,
+            metavar="FILE",
+            help="A .json or .yaml of these options.",
+        ),
+        _option("quiet", False, bool, "Print nothing but errors."),
+    ],
+}
+
+
+# what may change in a resumed run
+FREE = {"epochs", "patience", "save_every", "device", "workers", "compile"}
 
 
 class _FitCommand(click.Command):
     """Lists its options by group."""
 
     def format_options(self, ctx, formatter):
-        for title, names in OPTION_GROUPS.items():
-            options = [p for p in self.get_params(ctx) if p.name in names.split()]
+        for title, options in OPTIONS.items():
             with formatter.section(title):
                 formatter.write_dl([option.get_help_record(ctx) for option in options])
 
 
-@click.group(
-    cls=_Group,
-    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
-)
-@click.version_option(__version__)
-def main() -> None:
-    """Train a PyTorch model on the line 0.7 x + 0.3, or on a table of your own."""
-
-
-def _numbers(kind, most):
-    """A click callback that reads 64,64 as a tuple of numbers above 0."""
-
-    def read(ctx, option, text):
-        if text is None:
-            return None
-        with suppress(ValueError):
-            numbers = tuple(map(kind, text.split(",")))
-            if len(numbers) <= most and all(0 < n < 1e9 for n in numbers):
-                return numbers
-
-        must = f"must be 1 to {most} numbers above 0, with commas between"
-        raise click.BadParameter(f"{must}, got {text!r:.50}", ctx, option)
-
-    return read
-
-
-def _read_config(ctx, option, path):
-    """Take a config file's values as defaults, which click checks as if typed."""
-    if not path:
-        return
-    content = Path(path).read_bytes()
-    read = json.loads
-    if not path.endswith(".json"):
-        read = _import_extra("yaml", f"{path} needs", "pyyaml").safe_load
-    try:
-        config = read(content.decode())
-    except Exception as error:  # noqa: BLE001, of three kinds
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
-    ctx.default_map = _as_typed(config, path)
-
-
-def _as_typed(config, name):
-    """The values of a config as they would be typed, for click to check."""
-    _check_type(name, config, dict)
-    known = {option.name for option in _fit_command.params} - {"config"}
-    typed = {}
-
-    for key, value in config.items():
-        if key in FACTS or value is None:
-            continue
-        values = value if isinstance(value, list | tuple) else [value]
-        if key not in known or not all(
-            isinstance(v, str | int | float) for v in values
-        ):
-            raise ValueError(f"{name}: {key!r:.50} = {value!r:.50} is no option of fit")
-        typed[key] = ",".join(map(str, values))
-
-    return typed
-
-
-_count = click.IntRange(min=1)
-_positive = click.FloatRange(min=0, min_open=True)
-
-
-@main.command("fit", cls=_FitCommand)
-@click.option("--data", metavar="FILE", help="A .csv, .tsv or .parquet; else the line.")
-@click.option("--target", metavar="COLUMN", help="The column to predict.")
-@click.option("--drop", metavar="A,B", help="Columns to leave out.")
-@click.option("--task", type=click.Choice(["regression", "classification"]))
-@click.option(
-    "--ratios",
-    metavar="R,R,R",
-    callback=_numbers(float, 3),
-    show_default="0.7,0.15,0.15; 0.8,0.2 for the line",
-    help="Of train, val and test.",
-)
-@click.option("--batch-size", type=_count, show_default="32; all rows for the line")
-@click.option("--workers", type=click.IntRange(0, 64), default=0, help="To load data.")
-@click.option(
-    "--model",
-    metavar="NAME",
-    show_default="mlp; linear for the line",
-    help="linear, mlp, or MODULE:FUNCTION, called with (inputs, outputs).",
-)
-@click.option(
-    "--hidden", default="64,64", callback=_numbers(int, 64), help="Of the mlp."
-)
-@click.option(
-    "--loss",
-    type=click.Choice(list(LOSSES)),
-    show_default="mse or cross_entropy; l1 for the line",
-)
-@click.option("--amp", type=click.Choice(["bf16", "fp16"]), help="Mixed precision.")
-@click.option("--compile", is_flag=True, help="By torch.compile, for large models.")
-@click.option("--device", default="auto", help="auto, cpu, cuda, mps ...")
-@click.option("--epochs", type=_count, default=100, help="In all, after --resume too.")
-@click.option(
-    "--optimizer",
-    type=click.Choice(list(OPTIMIZERS)),
-    show_default="adam; sgd for the line",
-)
-@click.option("--lr", type=_positive, show_default="0.001; 0.01 for the line")
-@click.option("--weight-decay", type=click.FloatRange(min=0), default=0.0)
-@click.option(
-    "--scheduler", type=click.Choice(["step", "cosine", "plateau", "onecycle"])
-)
-@click.option("--accumulate", type=_count, default=1, help="Micro-batches of a batch.")
-@click.option("--clip", type=_positive, help="The largest norm of the gradient.")
-@click.option(
-    "--patience",
-    type=click.IntRange(min=0),
-    show_default="20; 0, which is no limit, for the line",
-    help="Epochs without improvement.",
-)
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=42)
-@click.option("--out", metavar="DIR", show_default="the next of runs/001, runs/002 ...")
-@click.option("--resume", is_flag=True, help="Continue the run in --out, or the last.")
-@click.option("--overwrite", is_flag=True, help="Start anew in a used --out.")
-@click.option("--save-every", type=_count, metavar="STEPS", help="Within epochs too.")
-@click.option(
-    "--config",
-    metavar="FILE",
-    is_eager=True,
-    expose_value=False,
-    callback=_read_config,
-    help="A .json or .yaml of these options. Like them, it may name code.",
-)
-@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@main.command("fit", cls=_FitCommand, params=list(itertools.chain(*OPTIONS.values())))
 @click.pass_context
-def _fit_command(ctx, out, resume, overwrite, quiet, **options):
+def _fit_command(ctx, config, out, resume, overwrite, quiet, **options):
     """Train, and leave last.pt, best.pt, history.csv and config.json in a run folder.
 
     Example: python -m kit fit --data houses.csv --target price --epochs 50
 
-    Under torchrun, its processes train together.
+    Without --data it is the line 0.7 x + 0.3. Under torchrun, its processes train
+    together.
     """
-    if resume and overwrite:
-        raise click.UsageError("--resume and --overwrite exclude each other")
+    # 1. the run folder
+    last = Path(out or "", "last.pt")
+    used = bool(out) and last.exists()
     # torchrun has started this process again after a failure
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
-        resume, overwrite = True, False
-    default = click.core.ParameterSource.DEFAULT
-    typed = {k: v for k, v in options.items() if ctx.get_parameter_source(k) != default}
+        resume, overwrite = used, False
+    if (used and resume == overwrite) or (resume and not out):
+        raise click.UsageError(
+            "--out must name a new folder, or one with a run and --resume or --overwrite"
+        )
 
+    # 2. the config: saved or default, then what was typed
+    source = ctx.get_parameter_source
+    typed = {k: v for k, v in options.items() if source(k).name != "DEFAULT"}
+    resume = resume and used
+    if resume:
+        _, config, _ = _open(last, typed.get("model"))
+        for name in typed.keys() - FREE:
+            if typed[name] != config[name]:
+                must = f"must stay {config[name]} in a resumed run, got {typed[name]}"
+                raise click.UsageError(f"{name} {must}")
+        config |= typed
+    else:
+        config = options | ({} if options["data"] else LINE) | typed
+    if bool(config["data"]) != bool(config["target"]):
+        raise click.UsageError("--data and --target, what to predict, go together")
+
+    # 3. the run
     with _process_group():
-        folder = _known_folder(out, resume)
-        last = folder / "last.pt"
-        used = bool(out or resume) and last.exists()
-        if used and not (resume or overwrite):
-            raise click.UsageError(
-                f"{folder} holds a run: continue it with --resume, start anew with "
-                "--overwrite, or name another folder with --out"
-            )
-        resume = resume and used
-        job = _build(_resumed(last, typed) if resume else _with_defaults(options))
-        state = load_checkpoint(job.state, last) if resume else job.state
-
-        # claim a folder only once everything else is known to be right
-        if not (out or resume):
-            folder = Path(_broadcast(_rank() == 0 and _next_folder()))
+        parts = _load_parts(config)
+        state, fit_run = _build(config, parts)
+        if resume:
+            state = load_checkpoint(state, last)
+        # a folder is claimed once everything else is known to be right
+        folder = Path(out or _broadcast(_rank() == 0 and _new_folder()))
         if _rank() == 0:
             with _locked(folder):
                 for name in ("last.pt", "best.pt") if overwrite else ():
                     (folder / name).unlink(missing_ok=True)
-                text = json.dumps(job.config, indent=2) + "\n"
-                _write_text(folder / "config.json", text)
-        _train(state._replace(config=job.config), job, folder, quiet or _rank() > 0)
+                text = json.dumps({name: config[name] for name in options}, indent=2)
+                (folder / "config.json").write_text(text)
+        quiet = quiet or _rank() > 0
+        if not quiet:
+            click.echo(_headline(config))
+        state = _train(state._replace(config=config), fit_run, folder, quiet)
+
+    # 4. the report
+    if quiet:
+        return
+    if not config["data"] and config["model"] == "linear":
+        weight, bias = (p.item() for p in unwrap(state.model).parameters())
+        click.echo(f"\nweight {weight:.4f} (true: 0.7)\nbias   {bias:.4f} (true: 0.3)")
+    click.echo()
+    _evaluate_command.callback(folder, None, config["model"])
+    click.echo(f"\n{folder}: {', '.join(sorted(os.listdir(folder)))}")
 
 
-def _known_folder(out, resume):
-    """--out, or the last of runs/001, runs/002 ..."""
-    numbers = [int(p.name) for p in Path("runs").glob("*") if p.name.isdecimal()]
-    last = max(numbers, default=0)
-    if resume and not out and not last:
-        raise ValueError("--resume needs a run to continue, none is in runs")
-    return Path(out or f"runs/{last:03}")
-
-
-def _next_folder():
-    """A new folder after the last of runs/001, runs/002 ..."""
-    number = int(_known_folder(None, False).name)
-    while True:
-        number += 1
-        with suppress(FileExistsError):  # another start was faster
+def _new_folder():
+    """The first of runs/001, runs/002 ... that is free."""
+    for number in itertools.count(1):
+        with suppress(FileExistsError):
             os.makedirs(f"runs/{number:03}")
             return f"runs/{number:03}"
 
 
-def _with_defaults(options):
-    """The options with the defaults of the line or of a table."""
-    if bool(options["data"]) != bool(options["target"]):
-        raise click.UsageError("--data and --target, what to predict, go together")
-    if not options["data"] and (options["drop"] or options["task"]):
-        raise click.UsageError("--drop and --task go with --data")
-    for name in ("lr", "weight_decay", "clip"):
-        if not (options[name] or 0) < math.inf:  # which click lets pass, as it does NaN
-            raise click.UsageError(f"--{name} must be finite, got {options[name]}")
-    defaults = TABLE if options["data"] else LINE
-    config = {}
-    for option in _fit_command.params:  # in this order, not as they were typed
-        if option.name in options:
-            value = options[option.name]
-            config[option.name] = defaults.get(option.name) if value is None else value
-    config["data"] = options["data"] and os.path.abspath(options["data"])
-    return config
+def _headline(config):
+    """What is learned, and what was left out."""
+    table, what = config["table"], "the line 0.7 x + 0.3"
+    task = (
+        f"classification ({', '.join(table.classes)})"
+        if table.classes
+        else "regression"
+    )
+    if config["data"]:
+        what = f"{config['target']}, which --task can change"
+    if table.skipped:
+        what += f"\nleft out: {'; '.join(table.skipped)}"
+    return f"{task} of {what}"
 
 
-def _resumed(last, typed):
-    """The options of the saved run, but for those that may change on the way."""
-    _, config, _ = _open(last, typed.get("model"))
-    free = {"epochs", "patience", "device", "workers", "save_every"}
-    if config["scheduler"] in ("cosine", "onecycle"):
-        free.remove("epochs")  # which the schedule was made for
+def _train(state, fit_run, folder, quiet):
+    """Train; leave history.csv and curves.png, also of a run that is interrupted.
 
-    for name in sorted(typed.keys() - free):
-        value = os.path.abspath(typed[name]) if name == "data" else typed[name]
-        if value != config[name]:
-            option = f"--{name.replace('_', '-')}"
-            must = f"must stay {config[name]} in a resumed run, got {value}"
-            raise click.UsageError(f"{option} {must}")
+    Of a run that is killed, a resume writes them: last.pt holds the history.
+    """
+    rows = list(state.history)  # a resumed run has some already
 
-    return config | {name: typed[name] for name in typed.keys() & free}
+    def on_epoch(state):
+        rows.append(state.history[-1])
+        if not quiet:
+            progress(state)
+
+    try:
+        return fit_run(state, on_epoch=on_epoch, checkpoint=folder)
+    except (KeyboardInterrupt, SystemExit) as ending:
+        if _rank() == 0:
+            fix = f"python -m kit fit --out {folder} --resume"
+            click.echo(f"\ninterrupted: continue with {fix}", err=True)
+        raise SystemExit(getattr(ending, "code", 130)) from None
+    finally:
+        if _rank() == 0 and rows:
+            # fp16 may leave out a column in some epochs
+            with open(folder / "history.csv", "w", newline="") as file:
+                writer = csv.DictWriter(file, rows[0], extrasaction="ignore")
+                writer.writeheader()
+                writer.writerows(rows)
+            with suppress(ImportError):  # without matplotlib there is no picture
+                figure = plot_history(rows)
+                figure.suptitle(str(folder))
+                figure.savefig(folder / "curves.png")
 
 
-class _Job(NamedTuple):
-    """What a config says, made."""
+def _load_parts(config):
+    """The rows of train, val and test; what its table is like is noted in the config."""
+    table = Table(*make_data(), ("x",), {}, ())
+    if config["data"]:
+        table = read_table(
+            config["data"],
+            target=config["target"],
+            drop=config["drop"] or (),
+            task=config["task"],
+            like=config.get("table"),
+        )
+    # other rows would be split otherwise, and test rows be trained on
+    checksum = zlib.crc32(table.inputs.numpy(), zlib.crc32(table.targets.numpy()))
+    if config.setdefault("checksum", checksum) != checksum:
+        raise ValueError(f"{config['data']} has changed since the run began")
+    config["table"] = table._replace(inputs=None, targets=None)
 
-    config: dict[str, Any]  # and the table's schema
-    skipped: tuple[str, ...]
-    parts: dict[str, tuple[Tensor, Tensor]]  # train, val, test
-    state: State
-    train: Any
-    val: Any
-    loss_fn: LossFn
-    step: Callable
+    parts = split(
+        table[:2],
+        ratios=config["ratios"],
+        seed=config["seed"] if config["data"] else None,
+        stratify=table.targets if table.classes else None,
+    )
+    return dict(zip(("train", "val", "test"), parts))
 
 
-def _build(config):
-    """Everything that a run needs, made of its config."""
-    table, parts = _load_parts(config)
-    config = config | {key: getattr(table, key) for key in SCHEMA}
-    config["checksum"] = _checksum(table)
-    seed, size = config["seed"], config["batch_size"]
-    options = {"shuffle": bool(config["data"]), "workers": config["workers"]}
-    train = make_loader(parts["train"], batch_size=size, seed=seed, **options)
-    val = make_loader(parts["val"], batch_size=4096) if "val" in parts else None
-
+def _build(config, parts):
+    """The state of a run, and fit with all else that it takes, made of its config."""
+    seed, epochs, lr = config["seed"], config["epochs"], config["lr"]
+    device = config["device"]
+    if device == "auto":
+        device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    if str(device) != "cpu" and _has_processes():  # each has a device of its own
+        torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
     torch.manual_seed(seed)
-    model = _make_model(config, parts["train"]).to(_pick_device(config["device"]))
-    must, got = (2, len(table.classes) or 1), predict(model, table.inputs[:2]).shape
-    if got != must:
-        raise ValueError(f"--model must give {must} for 2 rows, got {tuple(got)}")
+    model = _make_model(config, *parts["train"]).to(device)
 
-    loss_fn = _make_loss(config, model)
-    options = {"lr": config["lr"], "weight_decay": config["weight_decay"]}
-    if config["optimizer"] != "rmsprop":  # which torch has no fused kind of
-        options["fused"] = True
-    optimizer = OPTIMIZERS[config["optimizer"]](model.parameters(), **options)
-    scheduler = _make_scheduler(config, optimizer, len(train))
+    train = make_loader(
+        parts["train"],
+        batch_size=config["batch_size"],
+        shuffle=True,
+        seed=seed,
+        workers=config["workers"],
+    )
+    fit_run = partial(
+        fit,
+        train=train,
+        val=make_loader(parts["val"], batch_size=4096) if "val" in parts else None,
+        loss_fn=_make_loss(config, model),
+        epochs=epochs,
+        metrics=metrics if config["data"] else None,
+        step=partial(train_step, accumulate=config["accumulate"], clip=config["clip"]),
+        seed=seed,
+        stop=partial(early_stopping, patience=config["patience"] or sys.maxsize),
+        save_every=config["save_every"],
+    )
+
+    optimizer = getattr(torch.optim, config["optimizer"])(
+        model.parameters(), lr, weight_decay=config["weight_decay"], fused=True
+    )
+    schedulers = {
+        None: lambda: None,
+        "step": lambda: lr_scheduler.StepLR(optimizer, 30),
+        "cosine": lambda: lr_scheduler.CosineAnnealingLR(optimizer, epochs),
+        "plateau": lambda: lr_scheduler.ReduceLROnPlateau(optimizer),
+        "onecycle": lambda: lr_scheduler.OneCycleLR(optimizer, lr, epochs * len(train)),
+    }
+    scheduler = schedulers[config["scheduler"]]()
     if config["amp"]:
         model = amp(model, config["amp"])
     if config["compile"]:
         # with dynamic shapes the numbers depend on which batch size came first
         model = torch.compile(model, dynamic=False)
-    state = make_state(model, optimizer, scheduler=scheduler)
-    step = partial(train_step, accumulate=config["accumulate"], clip=config["clip"])
-    return _Job(config, table.skipped, parts, state, train, val, loss_fn, step)
+    return make_state(model, optimizer, scheduler=scheduler), fit_run
 
 
-def _load_parts(config):
-    """The table of a config, and its parts by name."""
-    if config["data"]:
-        drop = [name for name in (config["drop"] or "").split(",") if name]
-        like = _schema(config) if "columns" in config else None
-        options = {"target": config["target"], "task": config["task"]}
-        table = read_table(config["data"], drop=drop, like=like, **options)
-        if config.get("checksum", _checksum(table)) != _checksum(table):
-            raise ValueError(f"{config['data']} has changed since the run began")
-    else:
-        table = Table(*make_data(), ("x",), {}, ())
-    seed = config["seed"] if config["data"] else None
-    stratify = table.targets if table.classes else None
-    data, ratios = (table.inputs, table.targets), config["ratios"]
-    parts = split(data, ratios=ratios, seed=seed, stratify=stratify)
-    return table, dict(zip(("train", "val", "test"), parts))
-
-
-def _checksum(table):
-    """Tells whether a run's rows are still the same."""
-    return zlib.crc32(table.inputs.numpy(), zlib.crc32(table.targets.numpy()))
-
-
-def _schema(config):
-    """The columns, categories and classes of a config, as a Table without rows."""
-    columns, categories, classes = (config[key] for key in SCHEMA)
-    _check_type("categories", categories, dict)
-
-    for names in (columns, classes, list(categories), *categories.values()):
-        if not isinstance(names, list | tuple) or not set(map(type, names)) <= {str}:
-            raise ValueError(f"columns and classes must be names, got {names!r:.50}")
-
-    categories = {name: tuple(texts) for name, texts in categories.items()}
-    return Table(torch.empty(0), None, tuple(columns), categories, tuple(classes))
-
-
-def _make_model(config, rows=None):
-    """The model of a config: a table's encoding, layers, the scale of its target.
-
-    Without rows, to compare it with a checkpoint, built-in layers take no memory.
-    """
-    counts = [len(config["categories"].get(name, ())) for name in config["columns"]]
+def _make_model(config, X, y):
+    """The model of a config: a table's encoding, layers, the scale of its target."""
+    table = config["table"]
+    counts = [len(table.categories.get(name, ())) for name in table.columns]
     inputs = sum(max(count, 1) for count in counts)  # a number is one column
-    outputs = len(config["classes"]) or 1
-    own = config["model"] not in ("linear", "mlp")
+    outputs = len(table.classes) or 1
 
-    with nullcontext() if rows or own else torch.device("meta"):
-        if own:
-            layers = [_import_model(config["model"], inputs, outputs)]
-        else:
-            hidden = config["hidden"] if config["model"] == "mlp" else ()
-            layers = []
-            for a, b in itertools.pairwise((inputs, *hidden, outputs)):
-                layers += [nn.ReLU(), nn.Linear(a, b)]
-            layers.pop(0)
-        if config["data"]:
-            X, y = rows or (torch.zeros(1, len(counts)), torch.zeros(1, outputs))
-            layers.insert(0, Standardize(X, categories=counts))
-            if not config["classes"]:
-                layers.append(Standardize(y, inverse=True))
+    hidden = {"linear": (), "mlp": config["hidden"]}.get(config["model"])
+    if hidden is None:
+        layers = [_import_model(config["model"], inputs, outputs)]
+    else:
+        layers = []
+        for a, b in itertools.pairwise((inputs, *hidden, outputs)):
+            layers += [nn.Linear(a, b), nn.ReLU()]
+        layers.pop()  # no ReLU behind the last
+    if config["data"]:
+        layers.insert(0, Standardize(X, categories=counts))
+        if not table.classes:
+            layers.append(Standardize(y, inverse=True))
 
-    return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
+    model = layers[0] if len(layers) == 1 else nn.Sequential(*layers)
+    # a lazy layer has to see its input, and any may change it
+    got = predict(model, X[:1].clone()).shape
+    if got != (1, outputs):
+        raise ValueError(
+            f"--model must give (1, {outputs}) for a row, got {tuple(got)}"
+        )
+    return model
 
 
 def _import_model(name, inputs, outputs):
     """The model that MODULE:FUNCTION makes, looked for in the working folder too."""
     module, _, function = name.partition(":")
     sys.path.insert(0, os.getcwd())
-
     try:
-        model = getattr(importlib.import_module(module), function)(inputs, outputs)
-        _check_type("it", model, nn.Module)
+        return getattr(importlib.import_module(module), function)(inputs, outputs)
     except Exception as error:  # whatever a user's own code may raise
         must = "must be linear, mlp or MODULE:FUNCTION"
         raise ValueError(f"--model {must}, got {name} ({error!r})") from error
     finally:
         sys.path.pop(0)
 
-    return model
-
 
 def _make_loss(config, model):
     """The loss of a config; a table's regression in standard deviations of the target."""
-    loss = LOSSES[config["loss"] or ("cross_entropy" if config["classes"] else "mse")]
-    if (loss is F.cross_entropy) != bool(config["classes"]):
-        task = "classification" if config["classes"] else "regression"
-        raise ValueError(f"--loss {config['loss']} does not go with a {task}")
-
-    if config["classes"] or not config["data"]:
+    if config["table"].classes:
+        return F.cross_entropy
+    loss = getattr(F, f"{config['loss']}_loss")
+    if not config["data"]:
         return loss
-    std = list(model.children())[-1].std
+    std = model[-1].std  # so that a learning rate suits targets of any size
     return lambda prediction, y: loss(prediction / std, y / std)
-
-
-def _make_scheduler(config, optimizer, steps):
-    """A scheduler with the tutorial's numbers."""
-    epochs, lr = config["epochs"], config["lr"]
-    makers = {
-        "step": partial(lr_scheduler.StepLR, step_size=30, gamma=0.1),
-        "cosine": partial(lr_scheduler.CosineAnnealingLR, T_max=epochs),
-        "plateau": partial(lr_scheduler.ReduceLROnPlateau, factor=0.1, patience=10),
-        "onecycle": partial(
-            lr_scheduler.OneCycleLR, max_lr=lr, total_steps=epochs * steps
-        ),
-    }
-    return makers[config["scheduler"]](optimizer) if config["scheduler"] else None
-
-
-def _pick_device(name):
-    if name == "auto":
-        best = torch.accelerator.current_accelerator(check_available=True)
-        name = best.type if best else "cpu"
-    rank = os.environ.get("LOCAL_RANK")
-    try:
-        full_name = f"cuda:{rank}" if name == "cuda" and rank else name
-        return torch.zeros(1, device=full_name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name} cannot be used: {error}") from None
-
-
-def _train(state, job, folder, quiet):
-    """fit as the config says, with history.csv, progress and a report."""
-    config, header = job.config, []  # header: of history.csv
-
-    def on_epoch(state):
-        row, path = state.history[-1], folder / "history.csv"
-        if row.keys() <= set(header):
-            with open(path, "a", encoding="utf-8") as file:
-                file.write(_csv([row], header))
-        else:  # the first epoch of this process, or a new column
-            header[:] = dict.fromkeys(itertools.chain(*state.history))
-            _write_text(path, ",".join(header) + "\n" + _csv(state.history, header))
-        if not quiet:
-            progress(state)
-
-    if not quiet:
-        click.echo(_headline(job))
-    try:
-        state = fit(
-            state,
-            job.train,
-            job.val,
-            loss_fn=job.loss_fn,
-            epochs=config["epochs"],
-            metrics=metrics if config["data"] else None,
-            step=job.step,
-            seed=config["seed"],
-            stop=partial(early_stopping, patience=config["patience"] or sys.maxsize),
-            on_epoch=on_epoch,
-            checkpoint=folder,
-            save_every=config["save_every"],
-        )
-    except (KeyboardInterrupt, SystemExit) as ending:
-        if str(ending).startswith("saved"):
-            command = f"python -m kit fit --out {folder} --resume"
-            ending.args = (f"saved: continue with {command}",)
-        raise
-
-    files = "last.pt, best.pt, history.csv, config.json"
-    if _rank() == 0:
-        with suppress(ImportError):  # without matplotlib there is no picture
-            figure = plot_history(state.history)
-            figure.suptitle(str(folder))
-            picture = io.BytesIO()
-            figure.savefig(picture, format="png")
-            _write(folder / "curves.png", picture.getvalue())
-            files += ", curves.png"
-    if not quiet:
-        if not config["data"] and config["model"] == "linear":
-            weight, bias = (p.item() for p in unwrap(state.model).parameters())
-            line = [("weight", weight, 0.7), ("bias", bias, 0.3)]
-            table = tabulate(line, ["", "learned", "true"], floatfmt=".4f")
-            click.echo(f"\n{table}")
-        if not (folder / "best.pt").exists():
-            raise FloatingPointError("no epoch had a finite loss: lower the --lr")
-        best, _, history = _open(folder, config["model"])
-        click.echo(f"\nthe weights of epoch {len(history)}, the best:")
-        click.echo(_score_table(best, config, job.parts))
-        click.echo(f"\n{folder}: {files}")
-
-
-def _headline(job):
-    """What is learned, from how many rows, and what was left out."""
-    config, sizes = job.config, [f"{k} {len(X)}" for k, (X, _) in job.parts.items()]
-    task = "classification" if config["classes"] else "regression"
-    target = f"of {config['target']}" if config["data"] else "of the line 0.7 x + 0.3"
-    if config["classes"]:
-        target += f" ({', '.join(config['classes'])})"
-    if config["data"] and not config["task"]:
-        target += ", which --task can change"
-    lines = [f"{task} {target}; rows: {', '.join(sizes)}"]
-    if job.skipped:
-        lines.append(f"left out: {'; '.join(job.skipped)}")
-
-    return "\n".join(lines)
-
-
-def _score_table(model, config, parts):
-    """The loss and the metrics of each part."""
-    loss_fn, rows = _make_loss(config, model), {}
-    for part in parts.values():
-        loader = make_loader(part, batch_size=4096)
-        scores = evaluate(model, loader, loss_fn=loss_fn, metrics=metrics)
-        for key, value in scores.items():
-            rows.setdefault(key, [key]).append(value)
-
-    return tabulate(list(rows.values()), ["", *parts], floatfmt=".4g")
-
-
-def _csv(rows, header):
-    text = io.StringIO()
-    csv.DictWriter(text, header, lineterminator="\n").writerows(rows)
-    return text.getvalue()
-
-
-def _write_text(path, text):
-    _write(path, text.encode())
 
 
 def _open(run, model_name):
@@ -3066,30 +2878,36 @@ def _open(run, model_name):
 
     The file never says what to import: a model of one's own has to be named again.
     """
-    path = Path(run) / "best.pt" if Path(run).is_dir() else Path(run)
+    path = Path(run)
+    if path.is_dir():
+        path = path / "best.pt"
     saved = read_checkpoint(path)
-    if not set(SCHEMA) <= saved["config"].keys():
-        raise ValueError(
-            f"{path} was not written by kit fit, so its model is not known"
-        )
+    try:
+        config = saved["config"]
+        table, checksum = Table(*config.pop("table")), config.pop("checksum")
+        # a small file can name one long list many times
+        sizes = [len(table.categories.get(name, "")) for name in table.columns]
+        if sum(sizes) > path.stat().st_size:
+            raise ValueError("it has more categories than bytes")
+        # what comes from a stranger is checked like what is typed
+        typed = _as_typed(config)
+        checked = _fit_command.make_context("fit", [], default_map=typed).params
+        config = {name: checked[name] for name in config}
+        # no file starts processes or a compiler
+        config |= {"table": table, "checksum": checksum, "workers": 0, "compile": False}
+        own = config["model"] not in ("linear", "mlp")
+        if own and config["model"] != model_name:
+            raise ValueError(
+                f"its model is your own {config['model']!r:.50}: give --model"
+            )
+        with torch.device("cpu" if own else "meta"):  # where layers take no memory
+            X = torch.zeros(1, len(table.columns))
+            model = _make_model(config, X, X[:, :1])
+        _check_like("model", saved["model"], dict(model.state_dict()))
+    except Exception as error:  # noqa: BLE001, of very many kinds
+        reason = f"cannot be opened as a run of kit fit: {error!r:.200}"
+        raise ValueError(f"{path} {reason}") from None
 
-    typed = _as_typed(saved["config"], path.name)
-    options = _fit_command.make_context("fit", [], default_map=typed).params
-    config = {key: options[key] for key in saved["config"] if key in options}
-    if config.keys() | {"out", "resume", "overwrite", "quiet"} != options.keys():
-        raise ValueError(f"{path}: its config is not whole")
-    config |= {key: getattr(_schema(saved["config"]), key) for key in SCHEMA}
-    config["checksum"] = saved["config"].get("checksum")
-    if config["model"] not in ("linear", "mlp") and model_name != config["model"]:
-        raise ValueError(
-            f"{path} is of a model of your own, {config['model']!r:.60}: name it with "
-            "--model, for a file never says what to import"
-        )
-
-    model = _make_model(config)
-    if model_name:  # a lazy layer has to see its input
-        predict(model, torch.zeros(1, len(config["columns"])))
-    _check_like("model", saved["model"], dict(model.state_dict()))
     model.load_state_dict(saved["model"], assign=True)
     return model, config, saved["history"]
 
@@ -3100,29 +2918,32 @@ _model_option = click.option("--model", help="MODULE:FUNCTION, where it is your 
 
 @main.command("evaluate")
 @_run_argument
-@click.option("--data", metavar="FILE", show_default="the run's own parts")
+@click.option("--data", metavar="FILE", help="Else the run's own parts.")
 @_model_option
 def _evaluate_command(run, data, model):
     """Print the loss and the metrics of a run's best weights, or of a checkpoint's.
 
     Example: python -m kit evaluate runs/001 --data new.csv
     """
-    trained, config, _ = _open(run, model)
-    if data and not config["data"]:
-        raise ValueError(f"{run} is of the line 0.7 x + 0.3: leave --data out")
-
+    trained, config, history = _open(run, model)
     if data:
-        table = read_table(data, target=config["target"], like=_schema(config))
-        parts = {f"{Path(data).name}, {len(table.inputs)} rows": table[:2]}
+        table = read_table(data, target=config["target"], like=config["table"])
+        parts = {data: table[:2]}
     else:
-        _, parts = _load_parts(config)
-    click.echo(_score_table(trained, config, parts))
+        parts = _load_parts(config)
+    loss_fn, scores = _make_loss(config, trained), []
+    for name, part in parts.items():
+        loader = make_loader(part, batch_size=4096)
+        row = evaluate(trained, loader, loss_fn=loss_fn, metrics=metrics)
+        scores.append({"part": name, "rows": len(part[0])} | row)
+    click.echo(f"the weights of epoch {len(history)}")
+    click.echo(tabulate(scores, "keys", floatfmt=".4g"))
 
 
 @main.command("predict")
 @_run_argument
 @click.option("--data", metavar="FILE", required=True, help="With the run's columns.")
-@click.option("--output", metavar="FILE.csv", show_default="print it")
+@click.option("--output", type=click.File("w", lazy=True), default="-", help="A .csv.")
 @click.option("--with-inputs", is_flag=True, help="Write the file's own columns too.")
 @_model_option
 def _predict_command(run, data, output, with_inputs, model):
@@ -3131,26 +2952,20 @@ def _predict_command(run, data, output, with_inputs, model):
     Example: python -m kit predict runs/001 --data new.csv --output predicted.csv
     """
     trained, config, _ = _open(run, model)
-    table = read_table(data, like=_schema(config))
+    table = read_table(data, like=config["table"])
     outputs = predict(trained, make_loader((table.inputs,), batch_size=4096))
-    columns = {"prediction": outputs[:, 0].numpy()}
-    if config["classes"]:
-        columns["prediction"] = np.array(config["classes"])[outputs.argmax(1)]
-        shares = zip(config["classes"], outputs.softmax(1).T.numpy())
-        columns |= {f"p_{name}": share for name, share in shares}
-    pandas = sys.modules["pandas"]
-    frame = _read_frame(Path(data), str) if with_inputs else pandas.DataFrame()
-    text = frame.assign(**columns).to_csv(index=False)
+    columns = {"prediction": outputs[:, 0].numpy()}  # of a regression
+    if table.classes:
+        columns["prediction"] = [table.classes[i] for i in outputs.argmax(1)]
+        for name, chances in zip(table.classes, outputs.softmax(1).T.numpy()):
+            columns[f"p_{name}"] = chances
+    frame = sys.modules["pandas"].DataFrame(columns)
+    if with_inputs:  # join refuses a name that is there already
+        frame = _read_frame(Path(data), dtype=str, keep_default_na=False).join(frame)
+    output.write(frame.to_csv(index=False))
 
-    bad = int((~outputs.isfinite()).any(1).sum())
-    if bad:
-        click.echo(f"{bad} of {len(outputs)} predictions are not finite", err=True)
-    if output:
-        _write_text(Path(output), text)
-        return
-    click.echo(text, nl=False)
-    if bad:
-        click.get_current_context().exit(1)
+    if not outputs.isfinite().all():
+        raise ValueError("some of the predictions are not finite")
 
 
 @main.command("export")
@@ -3162,15 +2977,18 @@ def _export_command(run, file, model):
 
     Example: python -m kit export runs/001 houses.onnx
     """
-    trained, config, history = _open(run, model)
-    example = torch.randn(8, len(config["columns"]))
-    if config["data"]:  # as large as the table's numbers
-        scale = next(trained.children())
-        example = example * scale.std + scale.mean
-        codes = scale.pairs[:, 0]
-        example[:, codes] = example[:, codes].round()
-    metadata = {key: config[key] for key in ("target", *SCHEMA)}
-    metadata["metrics"] = {k: v for k, v in history[-1].items() if math.isfinite(v)}
+    trained, config, _ = _open(run, model)
+    table = config["table"]
+    example = torch.randn(8, len(table.columns))
+    if config["data"]:  # as large as the table's numbers, and codes
+        example = example * trained[0].std + trained[0].mean
+        example = torch.cat([example, example.round()])
+    metadata = {
+        "target": config["target"],
+        "columns": table.columns,
+        "categories": table.categories,
+        "classes": table.classes,
+    }
     export(trained, file, example=example, metadata=metadata)
     click.echo(f"{file}: gives the numbers of {run}, for batches of any size")
 

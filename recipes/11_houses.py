@@ -19,27 +19,24 @@ prints (figures vary):
     109000        1944         4 hot water/steam      gas         No
 
     $ python -m kit fit --data houses.csv --target price
-    regression of price, which --task can change; rows: train 1209, val 259, test 260
+    regression of price, which --task can change
 
-    the weights of epoch 31, the best:
-              train        val       test
-    ----  ---------  ---------  ---------
-    loss  0.2119     0.2604     0.325
-    mae   3.225e+04  3.918e+04  4.051e+04
-    mse   2.147e+09  2.639e+09  3.293e+09
-    rmse  4.634e+04  5.137e+04  5.738e+04
-    r2    0.7881     0.7192     0.5828
+    the weights of epoch 31
+    part      rows    loss        mae        mse       rmse      r2
+    ------  ------  ------  ---------  ---------  ---------  ------
+    train     1209  0.2119  3.225e+04  2.147e+09  4.634e+04  0.7881
+    val        259  0.2604  3.918e+04  2.639e+09  5.137e+04  0.7192
+    test       260  0.325   4.051e+04  3.293e+09  5.738e+04  0.5828
 
-    runs/001: last.pt, best.pt, history.csv, config.json, curves.png
+    runs/001: best.pt, config.json, curves.png, history.csv, last.pt
 
     $ python -m kit evaluate runs/001
-              train        val       test
-    ----  ---------  ---------  ---------
-    loss  0.2119     0.2604     0.325
-    mae   3.225e+04  3.918e+04  4.051e+04
-    mse   2.147e+09  2.639e+09  3.293e+09
-    rmse  4.634e+04  5.137e+04  5.738e+04
-    r2    0.7881     0.7192     0.5828
+    the weights of epoch 31
+    part      rows    loss        mae        mse       rmse      r2
+    ------  ------  ------  ---------  ---------  ---------  ------
+    train     1209  0.2119  3.225e+04  2.147e+09  4.634e+04  0.7881
+    val        259  0.2604  3.918e+04  2.639e+09  5.137e+04  0.7192
+    test       260  0.325   4.051e+04  3.293e+09  5.738e+04  0.5828
 
     $ python -m kit predict runs/001 --data new.csv --output predicted.csv
     prediction

@@ -26,13 +26,12 @@ prints (figures vary):
 
     $ python -m kit fit --config 11_config.yaml --out runs/project --overwrite --quiet
     $ python -m kit evaluate runs/project
-              train        val       test
-    ----  ---------  ---------  ---------
-    loss  0.01012    0.008388   0.01031
-    mae   0.01615    0.01481    0.0166
-    mse   0.0004125  0.0003418  0.0004203
-    rmse  0.02031    0.01849    0.0205
-    r2    0.9899     0.9918     0.9896
+    the weights of epoch 51
+    part      rows      loss      mae        mse     rmse      r2
+    ------  ------  --------  -------  ---------  -------  ------
+    train      700  0.01012   0.01615  0.0004125  0.02031  0.9899
+    val        150  0.008388  0.01481  0.0003418  0.01849  0.9918
+    test       150  0.01031   0.0166   0.0004203  0.0205   0.9896
 """
 
 import subprocess

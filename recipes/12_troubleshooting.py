@@ -669,9 +669,11 @@ def read_data(config):
     if not config["data"]:
         inputs, targets = kit.make_data()
         return inputs, targets, ["x"]
-    drop = [name for name in (config["drop"] or "").split(",") if name]
     table = kit.read_table(
-        config["data"], target=config["target"], drop=drop, task=config["task"]
+        config["data"],
+        target=config["target"],
+        drop=config["drop"] or (),
+        task=config["task"],
     )
     return table.inputs, table.targets, list(table.columns)
 

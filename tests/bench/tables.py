@@ -99,9 +99,10 @@ def kit_score(path, target, drop, seed, out):
             code, output = run(*command)
     if code:
         raise RuntimeError(f"{path.name}: {output}")
-    # the last column is the test part
-    score = re.search(r"^(?:r2|accuracy) .*?(\S+)$", output, re.MULTILINE)[1]
-    return float(score), drop, seconds
+    lines = [line.split() for line in output.splitlines()]
+    header, test = lines[1], lines[-1]
+    measure = "accuracy" if "accuracy" in header else "r2"
+    return float(test[header.index(measure)]), drop, seconds
 
 
 def baseline_scores(table, train, test, seed):
