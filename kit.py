@@ -2608,8 +2608,8 @@ OPTIONS = {
 }
 
 
-# what may change in a resumed run
-FREE = {"epochs", "patience", "save_every", "device", "workers", "compile"}
+# what may change in a resumed run, and so may epochs, but for a cosine's
+FREE = {"patience", "save_every", "device", "workers", "compile"}
 
 
 class _FitCommand(click.Command):
@@ -2648,7 +2648,8 @@ def _fit_command(ctx, config, out, resume, overwrite, quiet, **options):
     resume = resume and used
     if resume:
         _, config, _ = _open(last, typed.get("model"))
-        for name in typed.keys() - FREE:
+        free = FREE if config["scheduler"] == "cosine" else FREE | {"epochs"}
+        for name in typed.keys() - free:
             if typed[name] != config[name]:
                 must = f"must stay {config[name]} in a resumed run, got {typed[name]}"
                 raise click.UsageError(f"{name} {must}")

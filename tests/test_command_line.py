@@ -370,6 +370,8 @@ def test_a_resumed_run_equals_a_straight_one(files):
     for epochs in (5, 2):  # there is nothing left to do
         assert "accuracy" in call(f"fit --out resumed --resume --epochs {epochs}")
     assert Path("resumed/last.pt").read_bytes() == before
+    quick("--out cosine --epochs 2 --scheduler cosine")
+    assert "must stay 2" in refused("fit --out cosine --resume --epochs 4")
 
 
 def test_data_that_went_away_or_changed_is_named(files):
