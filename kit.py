@@ -179,7 +179,7 @@ def split(
 
     Every part but the last has int(ratio * N) rows, the last has the rest. Without a
     seed the order is kept, so sorted data test extrapolation; a seed shuffles first.
-    stratify, the classes (N,) of the rows, gives each part its share of every class.
+    stratify, the classes (N,) of the rows, deals them out: each part gets its share.
     Raises ValueError for ratios that do not sum to 1. Source: tutorial 1.4.
 
     >>> train, test = split(make_data())
@@ -366,6 +366,9 @@ class _SeededRows(Dataset):
     def __getitem__(self, key):
         numbers, rows = key
         rows = [int(row) for row in rows]
+        # here rather than in the main process: a worker has a copy
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(numbers[1])
 
         with _keep_random_state():
             _seed(CPU, *numbers, everything=True)
@@ -447,9 +450,9 @@ def _place(batch, device=None):
         return leaf.to(device, non_blocking=True)
 
     batch = _map(place, batch)
-    if len(lengths) != 1:
+    if len(lengths) != 1 or 0 in lengths:
         raise ValueError(
-            "a batch must hold tensors (N, ...) of one N, such as (inputs, targets), got "
+            "a batch must hold tensors (N, ...) of one N > 0, as (inputs, targets) do, got "
             f"lengths {sorted(lengths)}"
         )
 
@@ -478,13 +481,13 @@ class State(NamedTuple):
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    scheduler: Any = None  # any of torch.optim.lr_scheduler
-    scaler: torch.amp.GradScaler = torch.amp.GradScaler("cpu", enabled=False)
-    step: int = 0  # batches trained on
-    sums: Totals = {}  # of the running epoch  # noqa: RUF012
-    history: tuple[Row, ...] = ()  # a row for each finished epoch
-    per_step: bool = False  # whether the scheduler advances by step, not by epoch
-    config: dict[str, Any] = {}  # plain values; yours to fill  # noqa: RUF012
+    scheduler: Any  # any of torch.optim.lr_scheduler, or None
+    scaler: torch.amp.GradScaler
+    step: int  # batches trained on
+    sums: Totals  # of the running epoch
+    history: tuple[Row, ...]  # a row for each finished epoch
+    per_step: bool  # whether the scheduler advances by step, not by epoch
+    config: dict[str, Any]  # plain values; yours to fill
 
 
 def make_state(
@@ -592,7 +595,8 @@ class Standardize(nn.Module):
         mean = rows.nanmean(0)
         std = (rows - mean).square().nanmean(0).sqrt()
         self.register_buffer("mean", mean.nan_to_num(0).float())
-        self.register_buffer("std", torch.where(std > 0, std, 1.0).float())
+        spreads = std > 1e-14 * mean.abs()  # less is rounding, of a constant
+        self.register_buffer("std", torch.where(spreads, std, 1.0).float())
 
         # which columns are numbers, and the (column, code) of each one-hot column
         numbers = [i for i, count in enumerate(categories) if not count]
@@ -665,9 +669,10 @@ def train_step(
 
     batch is (inputs, targets), or what forward takes; its tensors (N, ...) go to the
     model's device. loss_fn(outputs, targets) returns the mean over the N samples, or a
-    dict of totals with "loss" and "weight", which divides all of them. A micro-batch
-    counts by its samples, or its weight, so that the gradient is the whole batch's,
-    except where it depends on the other rows (BatchNorm) or on random draws (dropout).
+    dict of totals with "loss" and "weight", which divides all of them; a mean that weighs
+    them, as cross_entropy's with weight or ignore_index, has to be such a dict. A
+    micro-batch counts by its samples, or its weight, so that the gradient is the whole
+    batch's, except where it depends on the other rows (BatchNorm) or on draws (dropout).
     clip is the largest norm of the gradient, or a function of the parameters such as
     partial(clip_grad_value_, clip_value=1.0).
 
@@ -704,11 +709,14 @@ def train_step(
         # the ranks all-reduce their gradients once, at the last backward
         with ddp.no_sync() if ddp and end < rows else nullcontext():
             loss = _loss(loss_fn, *forward(model, part))
-            # DDP averages over the ranks, hence "* world". A mean counts by its share of
-            # all rows; a total is divided by them now, and by its weight in part 2
-            part_rows = min(end - begin, counted)
-            share = min(counted, 1) if isinstance(loss, dict) else part_rows
-            objective = loss["loss"] if isinstance(loss, dict) else loss
+            is_total, part_rows = isinstance(loss, dict), min(end - begin, counted)
+            # a mean counts by its share of all rows; a total is divided by them now, and
+            # by its weight in part 2
+            if is_total:
+                objective, share = loss["loss"], min(counted, 1)
+            else:
+                objective, share = loss, part_rows
+            # DDP averages over the ranks, hence "* world"
             if share * world != all_rows:  # else it's the plain loop's, to the last bit
                 objective = objective * (share * world / all_rows)
             scaler.scale(objective).backward()
@@ -716,7 +724,7 @@ def train_step(
 
     # 2. the gradient as it is meant: unscaled, divided, then clipped
     scaler.unscale_(optimizer)
-    if isinstance(loss, dict):
+    if is_total:
         # so far the gradient is that of total / all_rows: make it total / weight
         factor = all_rows / (_sum_ranks(ddp, totals["weight"]) + 1e-30)
         for p in parameters:
@@ -747,12 +755,8 @@ def train_step(
 def _loss(loss_fn, outputs, targets):
     """What loss_fn returns, checked."""
     shape, must = getattr(outputs, "shape", None), getattr(targets, "shape", None)
-    if (
-        shape == must
-        or shape is None
-        or must is None
-        or not targets.is_floating_point()
-    ):
+    differ = shape != must and shape is not None and must is not None
+    if not differ or not targets.is_floating_point():  # class numbers have other shapes
         loss = loss_fn(outputs, targets)
     else:
         # torch only warns where a loss broadcasts (N, 1) and (N,) to (N, N)
@@ -790,8 +794,6 @@ def _detach(x):
 
 def _add(totals, more):
     """Both totals together; neither is changed."""
-    if not totals:
-        return more
     added = dict(totals)
     for key, value in more.items():
         added[key] = added.get(key, 0) + value
@@ -864,8 +866,8 @@ def evaluate(
     metrics(prediction, target) gets all rows at once, on the model's device, so that
     what is no mean of batches (R², F1, a quantile) is right however they are batched;
     it returns a number or a dict of numbers. Or metrics is an object with reset, update
-    and compute, such as those of torchmetrics: it gets batch by batch, and no outputs
-    are kept. Neither the mode of any module nor the training's randomness changes.
+    and compute, such as those of torchmetrics: it gets batch by batch, no outputs are
+    kept, and between processes it has to synchronise itself, as those do. Neither the mode of any module nor the training's randomness changes.
     Source: tutorial 3.3, 4.2, 8.2.
 
     >>> row = evaluate(nn.Identity(), [make_data()], loss_fn=F.l1_loss, metrics=metrics)
@@ -917,7 +919,7 @@ def _evaluate(model, loader, loss_fn, forward, measure, epoch=None, interrupted=
                         f"shape {tuple(np.shape(value))}: average it, or name its parts"
                     )
                     raise ValueError(f"{name} must be a single number, got {got}")
-                row[name] = float(value)
+                row.setdefault(name, float(value))  # the loss stays the loss
         if incremental:
             measure.reset()
 
@@ -1080,7 +1082,9 @@ def _unpack_history(tables):
     for keys, numbers in tables:
         for i, *values in np.frombuffer(numbers).reshape(-1, len(keys) + 1).tolist():
             row = dict(zip(keys, values))
-            rows[i] = row | {"epoch": int(row["epoch"]), "step": int(row["step"])}
+            for key in row.keys() & {"epoch", "step"}:
+                row[key] = int(row[key])
+            rows[i] = row
 
     return [rows[i] for i in sorted(rows)]
 
@@ -1294,7 +1298,9 @@ def run(
     The loop is yours: its body is the callback, `break` is early stopping. Torch's
     global generators are seeded before every step by (seed, step), and random and
     numpy.random for a loader that is not make_loader's, so that what is drawn is the
-    same after a resume. step(state, batch, loss_fn=, forward=) is one update. Raises
+    same after a resume. step(state, batch, loss_fn=, forward=) is one update, and returns
+    the state with step + 1 and the batch's totals, which run adds to the sums. What it
+    trains beside the parameters has to be a part of the model to be saved. Raises
     FloatingPointError for a loss or parameters of NaN. Source: tutorial 3.5.
 
     >>> model = nn.Linear(1, 1)
@@ -1362,7 +1368,7 @@ def _steps(
         if epoch + 1 == epochs:
             _check_parameters(state)
 
-        # the row: what the epoch was trained with, and what came of it
+        # the row; where the schedule advances by step, the rate is the next step's
         lr = float(state.optimizer.param_groups[0]["lr"])
         row = {"epoch": epoch + 1, "step": state.step, "lr": lr}
         row |= _means(state.sums, "train_")
@@ -1401,8 +1407,9 @@ def _seeded_batches(loader, ddp, device, seed, epoch, first, start):
     for step in itertools.count(start if own else first):
         if not own:
             _seed(CPU, seed, step, everything=True)
-        batch = next(batches, None)
-        if batch is None:
+        try:
+            batch = next(batches)
+        except StopIteration:
             return
         if step >= start:
             # what the step draws, such as a dropout, is another on every rank
@@ -1413,11 +1420,17 @@ def _seeded_batches(loader, ddp, device, seed, epoch, first, start):
 def _check_schedule(state, train, epochs):
     """Raise before training, rather than at its end, for a schedule that is too short."""
     total = getattr(state.scheduler, "total_steps", None)  # OneCycleLR's
-    if total and state.per_step and hasattr(train, "__len__"):
-        needed = epochs * len(train)
+    if total and state.per_step:
+        needed = epochs * (_count(train) or 0)
         if needed > total:
             fix = f"but {epochs} epochs have {needed}: make it with that total_steps"
             raise ValueError(f"the schedule has {total} steps, {fix}")
+
+
+def _count(batches):
+    """How many there are; None where that is not known."""
+    with suppress(TypeError):  # which a DataLoader of an IterableDataset raises
+        return len(batches)
 
 
 def _check_loss(state, loss):
@@ -1456,10 +1469,9 @@ def _batches(loader, epoch=None, start=0, ddp=None):
         kind = type(loader).__name__
         raise TypeError(f"a loader must give batches, got a {kind}: make_loader(data)")
 
-    # its samplers and its datasets, however deep they are; tensors have none (5 µs)
+    # its samplers and its datasets, however deep they are
     own = _is_own(loader)
-    of_tensors = own and isinstance(loader.dataset, _Tensors)
-    parts = [loader.sampler if of_tensors else loader]
+    parts = [loader.sampler if own else loader]
     for part in parts:
         for name in ("sampler", "batch_sampler", "dataset"):
             inner = getattr(part, name, None)
@@ -1476,7 +1488,7 @@ def _batches(loader, epoch=None, start=0, ddp=None):
     if own:
         epoch = loader.sampler.epoch
         loader.sampler.start, loader.sampler.part = start, ddp and _rank_rows
-    if of_tensors and not loader.num_workers:
+    if own and isinstance(loader.dataset, _Tensors) and not loader.num_workers:
         # 40 µs a batch faster than a DataLoader
         batches = map(loader.dataset.__getitem__, loader.sampler)
     else:
@@ -1531,9 +1543,6 @@ def fit(
     [1, 2, 3]
     """
     _check_type("state", state, State)
-    if stop and stop(state.history):  # a finished run that is resumed
-        return state
-
     best, folder = best or is_best, Path(checkpoint) if checkpoint else None
     options = (train, val, loss_fn, epochs, forward, metrics, step, seed)
     writes: list[Future] = []  # those of the last save
@@ -1548,9 +1557,13 @@ def fit(
         writer = stack.enter_context(ThreadPoolExecutor(1))
         signals = stack.enter_context(_signal_handlers(catch=folder is not None))
 
-        for now, finished, number in _steps(start, *options, save_every, signals):
+        steps = _steps(start, *options, save_every, signals)
+        if stop and _broadcast(stop(state.history)):  # a finished run that is resumed
+            steps = iter(())
+
+        for now, finished, number in steps:
             if finished and on_epoch and _rank() == 0:
-                config = {"epochs": epochs} | now.config  # for progress
+                config = now.config | {"epochs": epochs}  # for progress
                 on_epoch(now._replace(model=state.model, config=config))
             if folder and _rank() == 0:
                 _check_parameters(now)
@@ -1582,7 +1595,7 @@ def _check_continues(state, last):
     if last.exists():
         saved = read_checkpoint(last)
         rows = list(state.history[: len(saved["history"])])
-        if not state.step >= saved["step"] > 0 or repr(rows) != repr(saved["history"]):
+        if state.step < saved["step"] or repr(rows) != repr(saved["history"]):
             raise FileExistsError(
                 f"{last} is of another run: continue that with load_checkpoint(state, "
                 f"{str(last)!r}) before fit, or name another folder"
@@ -1772,8 +1785,7 @@ def _check_same(ddp, state, *loaders):
         return
     sizes = [state.step, len(state.history)]
     for loader in loaders:
-        for part in (loader, getattr(loader, "dataset", ())):
-            sizes.append(len(part) if hasattr(part, "__len__") else None)
+        sizes += _count(loader), _count(getattr(loader, "dataset", None))
 
     ranks = _all_gather(sizes)
     if any(other != sizes for other in ranks):
@@ -1930,7 +1942,7 @@ def _best(history, key, mode, min_delta):
     best, best_epoch = math.inf, 0
 
     for epoch, row in enumerate(history, 1):
-        # not every epoch need be validated; NaN is below nothing
+        # an earlier epoch may not have been validated; NaN is below nothing
         value = signs[mode] * row.get(key, math.nan)
         if value < best - min_delta:
             best, best_epoch = value, epoch
@@ -1974,8 +1986,8 @@ def _regression_scores(prediction, target):
     centred = target - target[0]  # exactly 0 where the target is constant
     spread = (centred - centred.mean(0)).square().sum(0)
     residual = square.sum(0)
-    # what a constant target leaves unexplained: all, or 0 where there is no error
-    constant = residual.ceil().clamp(max=1)  # NaN stays NaN
+    # of a constant target all is unexplained, or nothing where there is no error
+    constant = torch.where(residual > 0, 1.0, residual)  # NaN stays NaN
     unexplained = torch.where(spread == 0, constant, residual / spread)
     if len(target) == 1:  # no spread to explain
         unexplained *= math.nan

@@ -83,13 +83,25 @@ def test_any_iterable_is_a_loader_and_is_told_the_epoch():
     batch_sampler = Told([[0, 1], [2, 3]])
     for loader, told in (
         (batches, batches),
-        (kit.make_loader(data, batch_size=2), data),
+        (kit.make_loader(data), data),
         (DataLoader(rows, 2, sampler=sampler), sampler),
         (DataLoader(rows, batch_sampler=batch_sampler), batch_sampler),
     ):
         state = fit(make_state(), loader, epochs=2)
         fit(state, [table(6)], loader, epochs=4)
         assert told.epochs == [0, 1, 2, 3]  # as torch's DistributedSampler counts
+
+
+class GivesItsEpoch(Told):
+    def __getitem__(self, i):
+        return torch.full((3,), float(self.epochs[-1])), torch.zeros(1)
+
+
+def test_a_dataset_in_a_worker_is_told_the_epoch():
+    step = Step()
+    loader = kit.make_loader(GivesItsEpoch(range(4)), batch_size=2, workers=1)
+    fit(make_state(), loader, epochs=3, step=step)
+    assert [int(x[0, 0]) for x, _ in step.batches] == [0, 0, 1, 1, 2, 2]
 
 
 def test_on_epoch_sees_all_stop_ends_and_nothing_prints(capfd):
