@@ -65,6 +65,12 @@ def test_a_metrics_function_gets_all_samples_in_order():
     assert_same(seen, [(x, x * 3)])
 
 
+def test_a_metric_called_loss_is_not_the_loss():
+    options = {"loss_fn": F.l1_loss, "metrics": lambda *_: {"loss": 9.0, "other": 1.0}}
+    row = kit.evaluate(nn.Identity(), [(torch.ones(2), torch.zeros(2))], **options)
+    assert row == {"loss": 1.0, "other": 1.0}
+
+
 class Noisy(TensorDataset):
     """Draws while it is read, as an augmentation does."""
 

@@ -32,7 +32,7 @@ from helpers import (
 )
 from torch import nn
 from torch.optim import lr_scheduler
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 import kit
 
@@ -388,6 +388,11 @@ def test_an_epoch_of_total_weight_0_raises():
         kit.fit(make_state(), *loaders(), loss_fn=nothing, epochs=2)
 
 
+class Stream(IterableDataset):
+    def __iter__(self):
+        return zip(*table())
+
+
 def test_a_slip_is_one_clear_line():
     schedule = partial(lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=14)
     for state, train, words in (
@@ -397,7 +402,9 @@ def test_a_slip_is_one_clear_line():
         (make_state(), [], "batches"),
         (make_state(), iter([table()]), "batches"),  # is exhausted
         (make_state(scheduler=schedule), loaders()[0], "total_steps"),
-        (make_state(scheduler=schedule), Told([table()] * 5), "total"),  # unforeseen
+        # which is not foreseen
+        (make_state(scheduler=schedule), Told([table()] * 5), "total"),
+        (make_state(scheduler=schedule), DataLoader(Stream(), 6), "total"),
     ):
         with refused(words):
             fit(state, train, epochs=3)

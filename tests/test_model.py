@@ -101,6 +101,8 @@ def test_constant_columns_become_zero_and_keep_their_scale():
         standardize = kit.Standardize(values.expand(n, -1))
         assert standardize(values[None]).tolist() == [[0] * 6]
         assert standardize(values[None] + 2)[0, 0] == pytest.approx(2)
+    constant = torch.full((50, 1), 0.1, dtype=torch.float64)  # its mean is not 0.1
+    assert kit.Standardize(constant)(constant).abs().max() < 1e-7
 
 
 def test_categories_become_columns_after_the_numbers():

@@ -103,6 +103,7 @@ BAD_BATCHES = {
     "a bare tensor": torch.ones(2, 3),
     "three": (torch.ones(4, 3), torch.ones(4, 1), torch.ones(4, 1)),
     "a dict": {"x": torch.ones(4, 3), "y": torch.ones(4, 1)},
+    "no rows": (torch.ones(0, 3), torch.ones(0, 1)),
     "no tensors": ([1.0, 2.0], [1.0, 2.0]),
 }
 
