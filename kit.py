@@ -48,7 +48,6 @@ import pickle
 import random
 import re
 import sys
-import threading
 import time
 import warnings
 import zipfile
@@ -1555,7 +1554,7 @@ def fit(
             _check_continues(state, folder / "last.pt")
         now = start = stack.enter_context(_distributed(state))
         writer = stack.enter_context(ThreadPoolExecutor(1))
-        signals = stack.enter_context(_signal_handlers(catch=folder is not None))
+        signals = stack.enter_context(_signal_handlers()) if folder else []
 
         steps = _steps(start, *options, save_every, signals)
         if stop and _broadcast(stop(state.history)):  # a finished run that is resumed
@@ -1613,12 +1612,15 @@ def _locked(folder):
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        message = f"{folder} is in use by another process: name another folder"
+        raise BlockingIOError(message) from None
+
+    try:
         for leftover in folder.glob(".*.tmp"):  # of a killed process
             leftover.unlink()
         yield
-    except BlockingIOError:
-        message = f"{folder} is in use by another process: name another folder"
-        raise BlockingIOError(message) from None
     finally:
         os.close(descriptor)
 
@@ -1627,7 +1629,7 @@ SIGNALS = signal.SIGINT, signal.SIGTERM
 
 
 @contextmanager
-def _signal_handlers(*, catch):
+def _signal_handlers():
     """Put a first SIGINT or SIGTERM into a list; let a second one act at once."""
     signals = []
 
@@ -1636,15 +1638,16 @@ def _signal_handlers(*, catch):
         if len(signals) > 1:
             _raise_for_signal(number, "not saved")
 
-    # signal.signal is allowed in the main thread only
-    catch = catch and threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, note) for number in SIGNALS if catch}
-
+    before = [signal.getsignal(number) for number in SIGNALS]
     try:
+        for number in SIGNALS:
+            with suppress(ValueError):  # it is allowed in the main thread only
+                signal.signal(number, note)
         yield signals
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, handler in zip(SIGNALS, before):
+            with suppress(ValueError):
+                signal.signal(number, handler)
 
 
 def _raise_for_signal(number, message):
@@ -1788,7 +1791,7 @@ def _check_same(ddp, state, *loaders):
         sizes += _count(loader), _count(getattr(loader, "dataset", None))
 
     ranks = _all_gather(sizes)
-    if any(other != sizes for other in ranks):
+    if ranks.count(sizes) < len(ranks):
         what = "step, epochs, and batches and rows of their loaders"
         raise ValueError(f"all processes must have the same {what}, got {ranks}")
 
