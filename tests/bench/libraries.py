@@ -1,6 +1,6 @@
 """kit.fit beside the loops that people use: time, memory, import, and what is learned.
 
-    pip install tabulate lightning accelerate pytorch-ignite skorch keras
+    pip install tabulate lightning accelerate
     python tests/bench/libraries.py [--rounds 5] [--jobs line,table] [--only bare,kit]
 
 bare is the limit: tensors in memory, an index for each batch, no bookkeeping.
@@ -8,9 +8,9 @@ hand-written is the plain PyTorch loop, with a DataLoader and loss.item().
 
 Each measurement is a process of its own, of one thread; times are CPU times. In a round
 each loop takes one turn; ratios are of two turns of one round, and the median over the
-rounds is printed. All loops start from the same weights (but for Keras, which makes its
-own layers), shuffle, and validate after every epoch. Progress bars, logs and checkpoints
-are off. The first epoch warms up. Import is what a library adds to torch.
+rounds is printed. All loops start from the same weights, shuffle, and validate after
+every epoch. Progress bars, logs and checkpoints are off. The first epoch warms up. Import
+is what a library adds to torch.
 """
 
 import argparse
@@ -166,61 +166,6 @@ def with_lightning(job, epochs, mark):
     lightning.Trainer(**options).fit(Module(), *make_loaders(job))
 
 
-def with_ignite(job, epochs, mark):
-    from ignite import engine, metrics
-
-    loss_fn, (train, val) = job.loss(), make_loaders(job)
-    trainer = engine.create_supervised_trainer(job.model, make_optimizer(job), loss_fn)
-    measures = {"loss": metrics.Loss(loss_fn)}
-    evaluator = engine.create_supervised_evaluator(job.model, measures)
-
-    @trainer.on(engine.Events.EPOCH_COMPLETED)
-    def validation():
-        mark(evaluator.run(val).metrics["loss"])
-
-    trainer.run(train, max_epochs=epochs)
-
-
-def with_skorch(job, epochs, mark):
-    from skorch import NeuralNet, callbacks, dataset, helper
-
-    class Mark(callbacks.Callback):
-        def on_epoch_end(self, net, **_):
-            mark(net.history[-1, "valid_loss"])
-
-    X, y, *val = (tensor.numpy() for tensor in (*job.train, *job.val))
-    NeuralNet(
-        job.model, job.loss, optimizer=job.optimizer, lr=job.lr, max_epochs=epochs,
-        batch_size=job.batch_size, iterator_train__shuffle=True, callbacks=[Mark()],
-        train_split=helper.predefined_split(dataset.Dataset(*val)), verbose=0,
-    ).fit(X, y)  # fmt: skip
-
-
-def with_keras(job, epochs, mark):
-    from keras import Sequential, callbacks, config, layers, losses, optimizers
-
-    config.set_image_data_format("channels_first")  # torch's, and the faster one here
-    alike = {
-        nn.Linear: lambda layer: layers.Dense(layer.out_features),
-        nn.ReLU: lambda layer: layers.ReLU(),
-        nn.Conv2d: lambda layer: layers.Conv2D(layer.out_channels, 3, padding="same"),
-        nn.MaxPool2d: lambda layer: layers.MaxPooling2D(2),
-        nn.Flatten: lambda layer: layers.Flatten(),
-        nn.L1Loss: "mae",
-        nn.MSELoss: "mse",
-        nn.CrossEntropyLoss: losses.SparseCategoricalCrossentropy(from_logits=True),
-    }
-    leaves = [job.model] if isinstance(job.model, nn.Linear) else job.model
-    model = Sequential([alike[type(layer)](layer) for layer in leaves])
-    optimizer = getattr(optimizers, job.optimizer.__name__)(job.lr)
-    model.compile(optimizer=optimizer, loss=alike[job.loss])
-
-    X, y, *val = (tensor.numpy() for tensor in (*job.train, *job.val))
-    on_end = callbacks.LambdaCallback(on_epoch_end=lambda _, row: mark(row["val_loss"]))
-    options = {"batch_size": job.batch_size, "callbacks": [on_end], "verbose": 0}
-    model.fit(X, y, epochs=epochs, validation_data=tuple(val), **options)
-
-
 JOBS = "line", "table", "images"
 LOOPS = {  # function, module whose import is timed
     "bare": (bare, "torch"),
@@ -230,9 +175,6 @@ LOOPS = {  # function, module whose import is timed
     "hand-written": (hand_written, "torch"),
     "lightning": (with_lightning, "lightning"),
     "accelerate": (with_accelerate, "accelerate"),
-    "ignite": (with_ignite, "ignite.metrics"),
-    "skorch": (with_skorch, "skorch"),
-    "keras": (with_keras, "keras"),
 }
 
 # --- Measuring them -------------------------------------------------------------------
@@ -264,7 +206,6 @@ def measure(name, job_name):
     """What a process of its own found; None, and a line, where a package is missing."""
     folder = Path(__file__).parent
     env = {"PYTHONPATH": f"{folder.parents[1]}{os.pathsep}{folder}"}
-    env |= {"KERAS_BACKEND": "torch", "KERAS_HOME": os.devnull}  # or it writes a file
     env |= {"CUDA_VISIBLE_DEVICES": ""}
     code = f"import libraries; libraries.measure_here({name!r}, {job_name!r})"
     pipes = {"capture_output": True, "text": True, "env": os.environ | env}
