@@ -1564,8 +1564,9 @@ def fit(
             if finished and on_epoch and _rank() == 0:
                 config = now.config | {"epochs": epochs}  # for progress
                 on_epoch(now._replace(model=state.model, config=config))
+            if folder:
+                _check_parameters(now)  # on every rank, or the others would wait
             if folder and _rank() == 0:
-                _check_parameters(now)
                 is_new_best = finished and best(now.history)
                 # last.pt comes last: a resume from it would not write best.pt again
                 names = ("best.pt", "last.pt") if is_new_best else ("last.pt",)
