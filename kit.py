@@ -153,13 +153,10 @@ def make_data(
     X = torch.arange(n)[:, None] / n  # (n, 1)
     y = weight * X + bias
     if noise:
-        y += noise * torch.randn(X.shape, generator=_generator(seed))
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        y += noise * torch.randn(X.shape, generator=generator)
 
     return X, y
-
-
-def _generator(seed):
-    return None if seed is None else torch.Generator().manual_seed(seed)
 
 
 def _at_least(name, value, least):
@@ -196,7 +193,7 @@ def split(
 
     order = torch.arange(n)
     if seed is not None:
-        order = torch.randperm(n, generator=_generator(seed))
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     if stratify is not None:
         if len(stratify) != n:
             raise ValueError(f"stratify must have {n} classes, got {len(stratify)}")
@@ -222,14 +219,14 @@ def _length(data):
     """The number of rows of a tuple of tensors (N, ...), or of a Dataset."""
     if isinstance(data, Dataset) and hasattr(data, "__len__"):
         return len(data)
-    if isinstance(data, tuple | list) and all(isinstance(t, Tensor) for t in data):
-        lengths = {len(t) for t in data}
-        if len(lengths) == 1:
-            return lengths.pop()
-        raise ValueError(f"tensors must have as many rows each, got {sorted(lengths)}")
+    if not isinstance(data, tuple | list) or not all(map(torch.is_tensor, data)):
+        kind = type(data).__name__
+        raise TypeError(f"data must be tensors or a Dataset with a length, got {kind}")
 
-    kind = type(data).__name__
-    raise TypeError(f"data must be tensors or a Dataset with a length, got a {kind}")
+    lengths = {len(t) for t in data}
+    if len(lengths) != 1:
+        raise ValueError(f"data must have as many rows each, got {lengths}")
+    return lengths.pop()
 
 
 def make_loader(
@@ -256,13 +253,14 @@ def make_loader(
     [20, 20, 10]
     """
     n = _length(data)
-    _at_least("rows of data", n, 1)
-    batch_size = n if batch_size is None else batch_size
+    if batch_size is None:
+        batch_size = n
+    _at_least("rows of data", n, batch_size if drop_last else 1)
     _at_least("batch_size", batch_size, 1)
-    if steps is not None:
-        _at_least("steps", steps, 1)
-    if drop_last:
-        _at_least("rows of data", n, batch_size)
+    in_pass = n // batch_size if drop_last else math.ceil(n / batch_size)
+    if steps is None:
+        steps = in_pass
+    _at_least("steps", steps, 1)
 
     if isinstance(data, tuple | list):
         data = TensorDataset(*data)
@@ -271,22 +269,24 @@ def make_loader(
         data = _Tensors(*data.tensors)
     else:
         data = _SeededRows(data, collate_fn or default_collate)
+    worker_init = None
+    if workers:
+        # once the main process ends, workers must obey SIGTERM
+        ending = torch.multiprocessing.Event()
+        Finalize(None, ending.set, exitpriority=0)
+        worker_init = partial(_ignore_signals, ending)
 
     return DataLoader(
         data,
         batch_size=None,  # the sampler makes the batches
-        sampler=_BatchSampler(n, batch_size, shuffle, seed, steps, drop_last),
-        collate_fn=_identity,
+        sampler=_BatchSampler(n, batch_size, in_pass, steps, shuffle, seed),
+        collate_fn=nn.Identity(),  # and the dataset collates them
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available() and not isinstance(data, _Tensors),
-        worker_init_fn=_worker_init() if workers else None,
+        worker_init_fn=worker_init,
         generator=torch.Generator(),  # or each epoch would draw from the global one
     )
-
-
-def _identity(x):
-    return x
 
 
 class _BatchSampler(Sampler):
@@ -296,11 +296,10 @@ class _BatchSampler(Sampler):
     says which rows of a batch this process reads.
     """
 
-    def __init__(self, n, batch_size, shuffle, seed, steps, drop_last):
+    def __init__(self, n, batch_size, in_pass, steps, shuffle, seed):
         self.n, self.batch_size, self.shuffle, self.seed = n, batch_size, shuffle, seed
         # batches in one pass over the data, and in an epoch
-        self.in_pass = n // batch_size if drop_last else math.ceil(n / batch_size)
-        self.steps = steps or self.in_pass
+        self.in_pass, self.steps = in_pass, steps
         self.epoch, self.start, self.part = 0, 0, None
 
     def __len__(self):
@@ -326,7 +325,7 @@ class _BatchSampler(Sampler):
         for batch in range(start, self.steps):
             nth_pass, begin, end = self.position(epoch, batch)
             if self.shuffle and nth_pass != order_of:
-                generator = _generator(_hash(self.seed, nth_pass))
+                generator = torch.Generator().manual_seed(_hash(self.seed, nth_pass))
                 # numpy slices it 5 µs faster
                 order = torch.randperm(self.n, generator=generator).numpy()
                 order_of = nth_pass
@@ -371,11 +370,8 @@ class _SeededRows(Dataset):
 
         with _keep_random_state():
             _seed(CPU, *numbers, everything=True)
-            # torch's own way to ask for several rows at once
-            if hasattr(self.dataset, "__getitems__"):
-                items = self.dataset.__getitems__(rows)
-            else:
-                items = [self.dataset[row] for row in rows]
+            # a Subset asks for all rows at once where the dataset can give them
+            items = Subset(self.dataset, rows).__getitems__(range(len(rows)))
             return self.collate(items)
 
 
@@ -405,19 +401,12 @@ def _seed(device, *numbers, everything=False):
         np.random.seed(number)
 
 
-def _worker_init():
-    """Workers ignore SIGINT and SIGTERM while the main process runs.
+def _ignore_signals(ending, worker):
+    """Ignore SIGINT and SIGTERM in a worker while the main process runs.
 
     A terminal or a cluster sends these to all processes. If one killed a worker, torch
     would raise in the main process in the middle of a step.
     """
-    # once the main process ends, workers must obey SIGTERM
-    ending = torch.multiprocessing.Event()
-    Finalize(None, ending.set, exitpriority=0)
-    return partial(_ignore_signals, ending)
-
-
-def _ignore_signals(ending, worker):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.is_set() else None)
 
