@@ -326,7 +326,8 @@ class _BatchSampler(Sampler):
         for batch in range(start, self.steps):
             nth_pass, begin, end = self.position(epoch, batch)
             if self.shuffle and (begin == 0 or batch == start):
-                generator = torch.Generator().manual_seed(_hash(self.seed, nth_pass))
+                number = zlib.crc32(repr((self.seed, nth_pass)).encode())
+                generator = torch.Generator().manual_seed(number)
                 # numpy slices it 5 µs faster
                 order = torch.randperm(self.n, generator=generator).numpy()
             if part:
@@ -334,11 +335,6 @@ class _BatchSampler(Sampler):
                 end = max(end, begin + 1)  # a rank without rows reads one all the same
             # no two ranks have the same `begin`, so they draw other numbers
             yield (self.seed, epoch, batch, begin), order[begin:end]
-
-
-def _hash(*numbers):
-    """One 32-bit seed of several numbers, the same everywhere and always."""
-    return zlib.crc32(repr(numbers).encode())
 
 
 class _Tensors(TensorDataset):
@@ -390,7 +386,7 @@ def _keep_random_state():
 
 def _seed(device, *numbers, everything=False):
     """Seed torch, and with everything random and numpy.random, by these numbers."""
-    number = _hash(*numbers)
+    number = zlib.crc32(repr(numbers).encode())  # the same everywhere and always
     torch.default_generator.manual_seed(number)  # 70 µs faster than torch.manual_seed
     if device != CPU:
         backend = torch.get_device_module(device)
@@ -413,14 +409,12 @@ def _ignore_signals(ending, worker):
 
 def _map(function, nest):
     """The nest of dicts, lists and tuples with the function applied to what they hold."""
-    if isinstance(nest, Tensor):
-        return function(nest)
-    if isinstance(nest, Mapping):
-        return {key: _map(function, value) for key, value in nest.items()}
     if isinstance(nest, (tuple, list)):
         items = [_map(function, value) for value in nest]
         # a named tuple takes its items one by one
         return type(nest)(*items) if hasattr(nest, "_fields") else type(nest)(items)
+    if isinstance(nest, Mapping):
+        return {key: _map(function, value) for key, value in nest.items()}
 
     return function(nest)
 
@@ -500,14 +494,14 @@ def make_state(
     _check_type("optimizer", optimizer, torch.optim.Optimizer)
 
     # for example those of a trainable criterion
-    own, strangers = set(model.parameters()), 0
     for group in optimizer.param_groups:
-        strangers += len(set(group["params"]) - own)
-    if strangers:
-        raise ValueError(
-            f"the optimizer holds {strangers} parameters that are not the model's, which "
-            "no checkpoint would save: put their module, such as a criterion, into it"
-        )
+        strangers = set(group["params"]) - set(model.parameters())
+        if strangers:
+            raise ValueError(
+                f"the optimizer holds {len(strangers)} parameters that are not the "
+                "model's, which no checkpoint would save: put their module, such as a "
+                "criterion, into it"
+            )
     if getattr(scheduler, "optimizer", optimizer) is not optimizer:
         raise ValueError("the scheduler holds another optimizer")
 
@@ -517,10 +511,10 @@ def make_state(
         )
 
     # without fp16 a GradScaler that is off passes everything through
-    fp16 = False
-    for module in model.modules():
-        if isinstance(module, _Amp):
-            fp16 = module.dtype == torch.float16
+    fp16 = any(
+        isinstance(module, _Amp) and module.dtype == torch.float16
+        for module in model.modules()
+    )
     scaler = torch.amp.GradScaler(_device(model).type, enabled=fp16)
     return State(model, optimizer, scheduler, scaler, 0, {}, (), per_step, {})
 
@@ -707,7 +701,7 @@ def train_step(
             if times * world != all_rows:  # else it's the plain loop's, to the last bit
                 objective = objective * (times * world / all_rows)
             scaler.scale(objective).backward()
-        totals = _add(totals, loss, times)
+        totals = _add(totals, _totals(loss, times))
 
     # 2. the gradient as it is meant: unscaled, divided, then clipped
     scaler.unscale_(optimizer)
@@ -727,7 +721,7 @@ def train_step(
     if scaler.is_enabled():
         totals["skipped"] = skipped * totals["weight"]
     if norm is not None and not skipped:
-        totals["grad_norm"] = _detach(norm) * totals["weight"]
+        totals |= _totals({"grad_norm": norm}, totals["weight"])
     if state.per_step and not skipped:
         _advance(state.scheduler)
 
@@ -758,24 +752,27 @@ def _loss(loss_fn, outputs, targets, rows):
     return loss, min(rows, 1), True
 
 
-def _add(totals, more, times=None):
-    """Both totals together; neither is changed. With times, more is what _loss gave."""
+def _totals(means, times):
+    """The means times a number: numbers on the CPU, elsewhere tensors without a graph."""
+    totals = {}
+    for key, value in means.items():
+        if isinstance(value, Tensor):
+            if value.is_cpu:
+                value = value.item()
+            elif value.is_mps:
+                value = value.detach()  # to read it would synchronise
+            else:
+                value = value.detach().double()  # long sums lose digits in float32
+        totals[key] = value * times
+    return totals
+
+
+def _add(totals, more):
+    """Both totals together; neither is changed."""
     added = dict(totals)
     for key, value in more.items():
-        if times is not None:
-            value = _detach(value) * times
         added[key] = added.get(key, 0) + value
     return added
-
-
-def _detach(x):
-    """A number if it is on the CPU; else a tensor: reading it would synchronise."""
-    if not isinstance(x, Tensor):
-        return x
-    if x.is_cpu:
-        return x.item()
-    # in float64 where the device has it: long sums lose digits in float32
-    return x.detach() if x.is_mps else x.detach().double()
 
 
 def _advance(scheduler, metric=None):
@@ -827,7 +824,7 @@ def _eval_batch(model, batch, loss_fn, forward):
         outputs, targets = forward(model, batch)
         loss, times, _ = _loss(loss_fn, outputs, targets, rows)
 
-    return _add({}, loss, times), (outputs, targets)
+    return _totals(loss, times), (outputs, targets)
 
 
 def evaluate(
@@ -961,8 +958,8 @@ def _means(totals, prefix=""):
     numbers = {key: float(value) for key, value in totals.items()}
     weight = numbers.pop("weight") or math.nan  # a mean over nothing is NaN
     row = {prefix + key: total / weight for key, total in numbers.items()}
-    if "grad_norm" in numbers and "skipped" in numbers:  # a skipped update has no norm
-        made = weight - numbers["skipped"] or math.nan
+    if "grad_norm" in numbers:  # which a skipped update does not have
+        made = weight - numbers.get("skipped", 0) or math.nan
         row[prefix + "grad_norm"] = numbers["grad_norm"] / made
 
     return row
@@ -1030,8 +1027,8 @@ def _plain(value):
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        items = [_plain(item) for item in value]
-        return items if isinstance(value, list) else tuple(items)
+        items = map(_plain, value)
+        return list(items) if isinstance(value, list) else tuple(items)
 
     got = type(value).__name__
     raise TypeError(f"a state must hold plain values to be saved, got a {got}")
@@ -1101,7 +1098,7 @@ def _check_compatible(saved, own, optimizer):
         parameters += group["params"]
     for i, moments in saved["optimizer"]["state"].items():
         for key, moment in moments.items():
-            if not (isinstance(moment, Tensor) and moment.ndim == 0):
+            if getattr(moment, "ndim", None) != 0:
                 _check_like(f"{key!r:.60} of parameter {i}", moment, parameters[i])
 
 
