@@ -692,9 +692,9 @@ def train_step(
         part = batch if size >= rows else _cut(batch, begin, end)
         # the ranks all-reduce their gradients once, at the last backward
         with ddp.no_sync() if ddp and end < rows else nullcontext():
-            outputs, targets = forward(model, part)
+            # without a name for the outputs, which would outlive their micro-batch
             part_rows = min(end - begin, counted)
-            loss, times, is_total = _loss(loss_fn, outputs, targets, part_rows)
+            loss, times, is_total = _loss(loss_fn, *forward(model, part), part_rows)
             # a mean counts by its share of all rows; a total is divided by them now, and
             # by its weight in part 2. DDP averages over the ranks, hence "* world"
             objective = loss["loss"]
@@ -752,17 +752,17 @@ def _loss(loss_fn, outputs, targets, rows):
     return loss, min(rows, 1), True
 
 
-def _totals(means, times):
-    """The means times a number: numbers on the CPU, elsewhere tensors without a graph."""
+def _totals(values, times):
+    """The values times a number: numbers on the CPU, elsewhere tensors, without a graph."""
     totals = {}
-    for key, value in means.items():
+    for key, value in values.items():
         if isinstance(value, Tensor):
             if value.is_cpu:
                 value = value.item()
             elif value.is_mps:
-                value = value.detach()  # to read it would synchronise
-            else:
-                value = value.detach().double()  # long sums lose digits in float32
+                value = value.detach()  # which has no float64
+            else:  # to read it would synchronise; float32 would lose digits in long sums
+                value = value.detach().double()
         totals[key] = value * times
     return totals
 
@@ -912,7 +912,9 @@ def predict(model: nn.Module, inputs: Any, *, forward: Forward | None = None) ->
     with _eval_mode(model):
         for batch in _batches(batches):
             if forward is None:  # the inputs, without any targets
-                batch = batch[0] if isinstance(batch, tuple | list) else batch, None
+                if isinstance(batch, tuple | list):
+                    batch = batch[0]
+                batch = batch, None
             _, pair = _eval_batch(model, batch, no_loss, forward or _forward)
             outputs.append(pair[0])
 
