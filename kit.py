@@ -149,17 +149,13 @@ def make_data(
     >>> X.shape, [round(v, 3) for v in y[:3, 0].tolist()]
     (torch.Size([50, 1]), [0.3, 0.314, 0.328])
     """
-    _at_least("n", n, 1)
     X = torch.arange(n)[:, None] / n  # (n, 1)
     y = weight * X + bias
     if noise:
-        y += noise * torch.randn(X.shape, generator=_generator(seed))
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        y += noise * torch.randn(X.shape, generator=generator)
 
     return X, y
-
-
-def _generator(seed):
-    return None if seed is None else torch.Generator().manual_seed(seed)
 
 
 def _at_least(name, value, least):
@@ -196,7 +192,7 @@ def split(
 
     order = torch.arange(n)
     if seed is not None:
-        order = torch.randperm(n, generator=_generator(seed))
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     if stratify is not None:
         if len(stratify) != n:
             raise ValueError(f"stratify must have {n} classes, got {len(stratify)}")
@@ -211,10 +207,13 @@ def split(
 
 def _spread_classes(order, classes):
     """The rows in an order in which every class is spread evenly from first to last."""
-    _, inverse, counts = classes[order].unique(return_inverse=True, return_counts=True)
-    # the first, second ... row of its class, as a place between 0 and 1
-    nth = F.one_hot(inverse).cumsum(0).gather(1, inverse[:, None])[:, 0]
-    place = (nth - 0.5) / counts[inverse]
+    classes, place = classes[order], torch.empty(len(order))
+    for label in classes.unique():
+        of_class = classes == label
+        # the first, second ... row of its class, as a place between 0 and 1
+        count = of_class.sum()
+        place[of_class] = (torch.arange(count) + 0.5) / count
+
     return order[place.argsort(stable=True)]
 
 
@@ -222,14 +221,15 @@ def _length(data):
     """The number of rows of a tuple of tensors (N, ...), or of a Dataset."""
     if isinstance(data, Dataset) and hasattr(data, "__len__"):
         return len(data)
-    if isinstance(data, tuple | list) and all(isinstance(t, Tensor) for t in data):
+    if isinstance(data, tuple | list) and all(map(torch.is_tensor, data)):
         lengths = {len(t) for t in data}
         if len(lengths) == 1:
             return lengths.pop()
-        raise ValueError(f"tensors must have as many rows each, got {sorted(lengths)}")
 
-    kind = type(data).__name__
-    raise TypeError(f"data must be tensors or a Dataset with a length, got a {kind}")
+    raise TypeError(
+        "data must be a tuple of tensors with as many rows each, or a Dataset with a "
+        f"length, got a {type(data).__name__}"
+    )
 
 
 def make_loader(
@@ -256,13 +256,14 @@ def make_loader(
     [20, 20, 10]
     """
     n = _length(data)
-    _at_least("rows of data", n, 1)
-    batch_size = n if batch_size is None else batch_size
+    if batch_size is None:
+        batch_size = n
+    _at_least("rows of data", n, batch_size if drop_last else 1)
     _at_least("batch_size", batch_size, 1)
-    if steps is not None:
-        _at_least("steps", steps, 1)
-    if drop_last:
-        _at_least("rows of data", n, batch_size)
+    in_pass = n // batch_size if drop_last else math.ceil(n / batch_size)
+    if steps is None:
+        steps = in_pass
+    _at_least("steps", steps, 1)
 
     if isinstance(data, tuple | list):
         data = TensorDataset(*data)
@@ -271,22 +272,24 @@ def make_loader(
         data = _Tensors(*data.tensors)
     else:
         data = _SeededRows(data, collate_fn or default_collate)
+    worker_init = None
+    if workers:
+        # once the main process ends, workers must obey SIGTERM
+        ending = torch.multiprocessing.Event()
+        Finalize(None, ending.set, exitpriority=0)
+        worker_init = partial(_ignore_signals, ending)
 
     return DataLoader(
         data,
         batch_size=None,  # the sampler makes the batches
-        sampler=_BatchSampler(n, batch_size, shuffle, seed, steps, drop_last),
-        collate_fn=_identity,
+        sampler=_BatchSampler(n, batch_size, in_pass, steps, shuffle, seed),
+        collate_fn=nn.Identity(),  # and the dataset collates them
         num_workers=workers,
         persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available() and not isinstance(data, _Tensors),
-        worker_init_fn=_worker_init() if workers else None,
+        pin_memory=torch.cuda.is_available() and isinstance(data, _SeededRows),
+        worker_init_fn=worker_init,
         generator=torch.Generator(),  # or each epoch would draw from the global one
     )
-
-
-def _identity(x):
-    return x
 
 
 class _BatchSampler(Sampler):
@@ -296,11 +299,10 @@ class _BatchSampler(Sampler):
     says which rows of a batch this process reads.
     """
 
-    def __init__(self, n, batch_size, shuffle, seed, steps, drop_last):
+    def __init__(self, n, batch_size, in_pass, steps, shuffle, seed):
         self.n, self.batch_size, self.shuffle, self.seed = n, batch_size, shuffle, seed
         # batches in one pass over the data, and in an epoch
-        self.in_pass = n // batch_size if drop_last else math.ceil(n / batch_size)
-        self.steps = steps or self.in_pass
+        self.in_pass, self.steps = in_pass, steps
         self.epoch, self.start, self.part = 0, 0, None
 
     def __len__(self):
@@ -320,26 +322,19 @@ class _BatchSampler(Sampler):
         # defaults for the next pass, if nobody sets them
         self.epoch, self.start, self.part = epoch + 1, 0, None
 
-        # the order of the rows, and which pass it is of
-        order, order_of = range(self.n), -1
-
+        order = range(self.n)
         for batch in range(start, self.steps):
             nth_pass, begin, end = self.position(epoch, batch)
-            if self.shuffle and nth_pass != order_of:
-                generator = _generator(_hash(self.seed, nth_pass))
+            if self.shuffle and (begin == 0 or batch == start):
+                number = zlib.crc32(repr((self.seed, nth_pass)).encode())
+                generator = torch.Generator().manual_seed(number)
                 # numpy slices it 5 µs faster
                 order = torch.randperm(self.n, generator=generator).numpy()
-                order_of = nth_pass
             if part:
                 begin, end = part(begin, end)
                 end = max(end, begin + 1)  # a rank without rows reads one all the same
             # no two ranks have the same `begin`, so they draw other numbers
             yield (self.seed, epoch, batch, begin), order[begin:end]
-
-
-def _hash(*numbers):
-    """One 32-bit seed of several numbers, the same everywhere and always."""
-    return zlib.crc32(repr(numbers).encode())
 
 
 class _Tensors(TensorDataset):
@@ -371,11 +366,8 @@ class _SeededRows(Dataset):
 
         with _keep_random_state():
             _seed(CPU, *numbers, everything=True)
-            # torch's own way to ask for several rows at once
-            if hasattr(self.dataset, "__getitems__"):
-                items = self.dataset.__getitems__(rows)
-            else:
-                items = [self.dataset[row] for row in rows]
+            # a Subset asks for all rows at once where the dataset can give them
+            items = Subset(self.dataset, rows).__getitems__(range(len(rows)))
             return self.collate(items)
 
 
@@ -394,7 +386,7 @@ def _keep_random_state():
 
 def _seed(device, *numbers, everything=False):
     """Seed torch, and with everything random and numpy.random, by these numbers."""
-    number = _hash(*numbers)
+    number = zlib.crc32(repr(numbers).encode())  # the same everywhere and always
     torch.default_generator.manual_seed(number)  # 70 µs faster than torch.manual_seed
     if device != CPU:
         backend = torch.get_device_module(device)
@@ -405,33 +397,24 @@ def _seed(device, *numbers, everything=False):
         np.random.seed(number)
 
 
-def _worker_init():
-    """Workers ignore SIGINT and SIGTERM while the main process runs.
+def _ignore_signals(ending, worker):
+    """Ignore SIGINT and SIGTERM in a worker while the main process runs.
 
     A terminal or a cluster sends these to all processes. If one killed a worker, torch
     would raise in the main process in the middle of a step.
     """
-    # once the main process ends, workers must obey SIGTERM
-    ending = torch.multiprocessing.Event()
-    Finalize(None, ending.set, exitpriority=0)
-    return partial(_ignore_signals, ending)
-
-
-def _ignore_signals(ending, worker):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.is_set() else None)
 
 
 def _map(function, nest):
     """The nest of dicts, lists and tuples with the function applied to what they hold."""
-    if isinstance(nest, Tensor):
-        return function(nest)
-    if isinstance(nest, Mapping):
-        return {key: _map(function, value) for key, value in nest.items()}
     if isinstance(nest, (tuple, list)):
         items = [_map(function, value) for value in nest]
         # a named tuple takes its items one by one
         return type(nest)(*items) if hasattr(nest, "_fields") else type(nest)(items)
+    if isinstance(nest, Mapping):
+        return {key: _map(function, value) for key, value in nest.items()}
 
     return function(nest)
 
@@ -511,13 +494,14 @@ def make_state(
     _check_type("optimizer", optimizer, torch.optim.Optimizer)
 
     # for example those of a trainable criterion
-    own = {id(p) for p in model.parameters()}
-    strangers = sum(id(p) not in own for p in _parameters(optimizer))
-    if strangers:
-        raise ValueError(
-            f"the optimizer holds {strangers} parameters that are not the model's, which "
-            "no checkpoint would save: put their module, such as a criterion, into it"
-        )
+    for group in optimizer.param_groups:
+        strangers = set(group["params"]) - set(model.parameters())
+        if strangers:
+            raise ValueError(
+                f"the optimizer holds {len(strangers)} parameters that are not the "
+                "model's, which no checkpoint would save: put their module, such as a "
+                "criterion, into it"
+            )
     if getattr(scheduler, "optimizer", optimizer) is not optimizer:
         raise ValueError("the scheduler holds another optimizer")
 
@@ -527,20 +511,18 @@ def make_state(
         )
 
     # without fp16 a GradScaler that is off passes everything through
-    amps = (module for module in model.modules() if isinstance(module, _Amp))
-    fp16 = any(module.dtype == torch.float16 for module in amps)
+    fp16 = any(
+        isinstance(module, _Amp) and module.dtype == torch.float16
+        for module in model.modules()
+    )
     scaler = torch.amp.GradScaler(_device(model).type, enabled=fp16)
     return State(model, optimizer, scheduler, scaler, 0, {}, (), per_step, {})
 
 
 def _check_type(name, value, kind):
     if not isinstance(value, kind):
-        got = value.__name__ if isinstance(value, type) else f"a {type(value).__name__}"
-        raise TypeError(f"{name} must be a {kind.__name__}, got {got}")
-
-
-def _parameters(optimizer):
-    return [p for group in optimizer.param_groups for p in group["params"]]
+        got = getattr(value, "__name__", type(value).__name__)  # of a class its own
+        raise TypeError(f"{name} must be of type {kind.__name__}, got {got}")
 
 
 def _device(model):
@@ -647,10 +629,8 @@ def summary(model: nn.Module) -> str:
 def _forward(model, batch):
     """How a batch meets the model, unless `forward` says otherwise."""
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        got = f"a {type(batch).__name__} of {len(batch)}"
-        raise TypeError(
-            f"a batch must be (inputs, targets), got {got}: or give forward"
-        )
+        got = f"a {type(batch).__name__} of {len(batch)}: or give forward"
+        raise TypeError(f"a batch must be (inputs, targets), got {got}")
     inputs, targets = batch
     return model(inputs), targets
 
@@ -687,11 +667,16 @@ def train_step(
     Source: tutorial 3.3, 7.1, 7.2, 7.4.
     """
     model, optimizer, scaler = state.model, state.optimizer, state.scaler
-    _at_least("accumulate", accumulate, 1)
-    if clip is not None and not callable(clip) and not clip > 0:
-        raise ValueError(f"clip must be above 0, got {clip}")
+    if not accumulate >= 1:
+        raise ValueError(f"accumulate must be at least 1, got {accumulate}")
+    if clip is not None and not callable(clip):
+        if not clip > 0:
+            raise ValueError(f"clip must be above 0, got {clip}")
+        clip = partial(nn.utils.clip_grad_norm_, max_norm=clip)
 
-    parameters = _parameters(optimizer)
+    parameters = []
+    for group in optimizer.param_groups:
+        parameters += group["params"]
     batch, rows = _place(batch, parameters[0].device)
     # in one process counted == all_rows == rows, and world == 1
     ddp = _find_ddp(model)
@@ -707,19 +692,16 @@ def train_step(
         part = batch if size >= rows else _cut(batch, begin, end)
         # the ranks all-reduce their gradients once, at the last backward
         with ddp.no_sync() if ddp and end < rows else nullcontext():
-            loss = _loss(loss_fn, *forward(model, part))
-            is_total, part_rows = isinstance(loss, dict), min(end - begin, counted)
+            # without a name for the outputs, which would outlive their micro-batch
+            part_rows = min(end - begin, counted)
+            loss, times, is_total = _loss(loss_fn, *forward(model, part), part_rows)
             # a mean counts by its share of all rows; a total is divided by them now, and
-            # by its weight in part 2
-            if is_total:
-                objective, share = loss["loss"], min(counted, 1)
-            else:
-                objective, share = loss, part_rows
-            # DDP averages over the ranks, hence "* world"
-            if share * world != all_rows:  # else it's the plain loop's, to the last bit
-                objective = objective * (share * world / all_rows)
+            # by its weight in part 2. DDP averages over the ranks, hence "* world"
+            objective = loss["loss"]
+            if times * world != all_rows:  # else it's the plain loop's, to the last bit
+                objective = objective * (times * world / all_rows)
             scaler.scale(objective).backward()
-        totals = _add(totals, _totals(loss, part_rows))
+        totals = _add(totals, _totals(loss, times))
 
     # 2. the gradient as it is meant: unscaled, divided, then clipped
     scaler.unscale_(optimizer)
@@ -729,12 +711,7 @@ def train_step(
         for p in parameters:
             if p.grad is not None:
                 p.grad.mul_(factor)
-    if callable(clip):
-        norm = clip(parameters)
-    elif clip is not None:
-        norm = nn.utils.clip_grad_norm_(parameters, clip)
-    else:
-        norm = None
+    norm = clip(parameters) if clip else None
 
     # 3. the update, and with it the schedule
     scale = scaler.get_scale()
@@ -744,51 +721,50 @@ def train_step(
     if scaler.is_enabled():
         totals["skipped"] = skipped * totals["weight"]
     if norm is not None and not skipped:
-        totals["grad_norm"] = _detach(norm) * totals["weight"]
+        totals |= _totals({"grad_norm": norm}, totals["weight"])
     if state.per_step and not skipped:
         _advance(state.scheduler)
 
     return state._replace(step=state.step + 1, sums=_add(state.sums, totals)), totals
 
 
-def _loss(loss_fn, outputs, targets):
-    """What loss_fn returns, checked."""
-    shape, must = getattr(outputs, "shape", None), getattr(targets, "shape", None)
-    differ = shape != must and shape is not None and must is not None
-    if not differ or not targets.is_floating_point():  # class numbers have other shapes
-        loss = loss_fn(outputs, targets)
-    else:
-        # torch only warns where a loss broadcasts (N, 1) and (N,) to (N, N)
+def _loss(loss_fn, outputs, targets, rows):
+    """What loss_fn returns as a dict, how often it counts, and whether it is of totals.
+
+    A mean counts once a row. Nothing counts where there are no rows.
+    """
+    # torch only warns where a loss broadcasts (N, 1) and (N,) to (N, N)
+    floats = isinstance(targets, Tensor) and targets.is_floating_point()
+    if floats and getattr(outputs, "shape", targets.shape) != targets.shape:
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", "Using a target size")
                 loss = loss_fn(outputs, targets)
-        except UserWarning:
-            raise ValueError(
-                f"outputs must be of the targets' shape {tuple(must)}, got "
-                f"{tuple(shape)}, which this loss would broadcast: reshape one"
-            ) from None
-    if isinstance(loss, dict) and not {"loss", "weight"} <= loss.keys():
-        raise ValueError(f'loss_fn must give "loss" and "weight", got {list(loss)}')
+        except UserWarning as warning:
+            raise ValueError(str(warning)) from None
+    else:
+        loss = loss_fn(outputs, targets)
 
-    return loss
-
-
-def _totals(loss, rows):
-    """What loss_fn returned as totals; nothing counts where there are no rows."""
     if not isinstance(loss, dict):
-        return {"loss": _detach(loss) * rows, "weight": rows}
-    return {key: _detach(value) * min(rows, 1) for key, value in loss.items()}
+        return {"loss": loss, "weight": 1}, rows, False
+    if not {"loss", "weight"} <= loss.keys():
+        raise ValueError(f'loss_fn must give "loss" and "weight", got {list(loss)}')
+    return loss, min(rows, 1), True
 
 
-def _detach(x):
-    """A number if it is on the CPU; else a tensor: reading it would synchronise."""
-    if not isinstance(x, Tensor):
-        return x
-    if x.is_cpu:
-        return x.item()
-    # in float64 where the device has it: long sums lose digits in float32
-    return x.detach() if x.is_mps else x.detach().double()
+def _totals(values, times):
+    """The values times a number: numbers on the CPU, elsewhere tensors, without a graph."""
+    totals = {}
+    for key, value in values.items():
+        if isinstance(value, Tensor):
+            if value.is_cpu:
+                value = value.item()
+            elif value.is_mps:
+                value = value.detach()  # which has no float64
+            else:  # to read it would synchronise; float32 would lose digits in long sums
+                value = value.detach().double()
+        totals[key] = value * times
+    return totals
 
 
 def _add(totals, more):
@@ -831,7 +807,6 @@ def eval_step(
     """
     with _eval_mode(model):
         totals, pair = _eval_batch(model, batch, loss_fn, forward)
-
     if metrics is not None:
         metrics.update(*pair)
 
@@ -847,9 +822,9 @@ def _eval_batch(model, batch, loss_fn, forward):
     # by batch: the loader may need gradients in between, as an attack does
     with torch.no_grad():
         outputs, targets = forward(model, batch)
-        loss = _loss(loss_fn, outputs, targets)
+        loss, times, _ = _loss(loss_fn, outputs, targets, rows)
 
-    return _totals(loss, rows), (outputs, targets)
+    return _totals(loss, times), (outputs, targets)
 
 
 def evaluate(
@@ -913,14 +888,7 @@ def _evaluate(model, loader, loss_fn, forward, measure, epoch=None, interrupted=
             if not isinstance(found, dict):  # a number, by the metric's own name
                 found = {getattr(measure, "__name__", type(measure).__name__): found}
             for name, value in found.items():
-                if math.prod(np.shape(value)) != 1:
-                    got = (
-                        f"shape {tuple(np.shape(value))}: average it, or name its parts"
-                    )
-                    raise ValueError(f"{name} must be a single number, got {got}")
                 row.setdefault(name, float(value))  # the loss stays the loss
-        if incremental:
-            measure.reset()
 
     return row
 
@@ -938,17 +906,17 @@ def predict(model: nn.Module, inputs: Any, *, forward: Forward | None = None) ->
     batches = [inputs] if isinstance(inputs, Tensor | Mapping) else inputs
     outputs = []
 
+    def no_loss(outputs, targets):
+        return 0.0
+
     with _eval_mode(model):
         for batch in _batches(batches):
-            batch, _ = _place(batch, _device(model))
-            if model.training:
-                model.eval()  # the loader has trained it
-            with torch.no_grad():
-                if forward:
-                    outputs.append(forward(model, batch)[0])
-                else:
-                    first = batch[0] if isinstance(batch, tuple | list) else batch
-                    outputs.append(model(first))
+            if forward is None:  # the inputs, without any targets
+                if isinstance(batch, tuple | list):
+                    batch = batch[0]
+                batch = batch, None
+            _, pair = _eval_batch(model, batch, no_loss, forward or _forward)
+            outputs.append(pair[0])
 
     if not outputs:
         raise ValueError("the loader must have a batch to predict, got none")
@@ -957,17 +925,20 @@ def predict(model: nn.Module, inputs: Any, *, forward: Forward | None = None) ->
 
 def _concat(nests):
     """The nests as one, their tensors concatenated along the rows."""
-    first = nests[0]
-    if isinstance(first, Tensor):
-        # a model may give its loss (), one number a batch, beside the outputs
-        return torch.cat(nests) if first.ndim else torch.stack(nests)
-    if isinstance(first, Mapping):
-        return {key: _concat([nest[key] for nest in nests]) for key in first}
-    if isinstance(first, tuple | list):
-        items = [_concat(parts) for parts in zip(*nests)]
-        return type(first)(*items) if hasattr(first, "_fields") else type(first)(items)
+    leaves = []  # of each nest
+    for nest in nests:
+        leaves.append([])
+        _map(leaves[-1].append, nest)
+    parts = zip(*leaves, strict=True)
 
-    return first
+    def concat(first):
+        part = next(parts)
+        if not isinstance(first, Tensor):
+            return first
+        # a model may give its loss (), one number a batch, beside the outputs
+        return torch.cat(part) if first.ndim else torch.stack(part)
+
+    return _map(concat, nests[0])
 
 
 @contextmanager
@@ -989,8 +960,8 @@ def _means(totals, prefix=""):
     numbers = {key: float(value) for key, value in totals.items()}
     weight = numbers.pop("weight") or math.nan  # a mean over nothing is NaN
     row = {prefix + key: total / weight for key, total in numbers.items()}
-    if "grad_norm" in numbers and "skipped" in numbers:  # a skipped update has no norm
-        made = weight - numbers["skipped"] or math.nan
+    if "grad_norm" in numbers:  # which a skipped update does not have
+        made = weight - numbers.get("skipped", 0) or math.nan
         row[prefix + "grad_norm"] = numbers["grad_norm"] / made
 
     return row
@@ -1022,70 +993,47 @@ def save_checkpoint(state: State, path: str | Path) -> Path:
 def _pack(state):
     """The bytes of a checkpoint."""
     model, scheduler = unwrap(state.model).state_dict(), state.scheduler
+    # dicts would take 10 times as long to read as the numbers of rows of the same keys
+    history = []
+    for keys, rows in itertools.groupby(state.history, tuple):
+        numbers = np.array([list(row.values()) for row in rows], np.float64)
+        history.append((keys, numbers.tobytes()))
+
     content = {
         "format": FORMAT,
         "components": {  # whose state it is
             "optimizer": type(state.optimizer).__name__,
             "scheduler": scheduler and type(scheduler).__name__,
         },
-        "model": {_plain_key(key): value for key, value in model.items()},
+        # without the name that torch.compile and amp give to what they wrap
+        "model": {key.replace("_orig_mod.", ""): t for key, t in model.items()},
         "optimizer": state.optimizer.state_dict(),
         "scheduler": scheduler.state_dict() if scheduler else {},
         "scaler": state.scaler.state_dict(),
         "step": state.step,
         "sums": {key: float(value) for key, value in state.sums.items()},
+        "history": history,
         "config": state.config,
     }
-    content = _plain("state", content)
-    content["history"] = _pack_history(state.history)
-
     file = io.BytesIO()
-    torch.save(content, file)
+    torch.save(_plain(content), file)
     return file.getvalue()
 
 
-def _plain_key(key):
-    """The key without the name that torch.compile and amp give to what they wrap."""
-    return ".".join(part for part in key.split(".") if part != "_orig_mod")
-
-
-def _plain(where, value):
+def _plain(value):
     """The value in types that weights_only reads."""
     if isinstance(value, np.generic):  # first, for np.float64 is a float
         return value.item()
-    if isinstance(value, Tensor | bool | int | float | str | bytes | None):
+    if isinstance(value, Tensor | int | float | str | bytes | None):
         return value
     if isinstance(value, dict):
-        return {key: _plain(f"{where}[{key!r}]", item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        items = [_plain(where, item) for item in value]
-        return items if isinstance(value, list) else tuple(items)
+        items = map(_plain, value)
+        return list(items) if isinstance(value, list) else tuple(items)
+
     got = type(value).__name__
-    raise TypeError(f"{where} must be a plain value to be saved, got a {got}")
-
-
-def _pack_history(history):
-    """The numbers of the rows by their keys: dicts would take 10 times as long."""
-    tables: dict[tuple, list] = {}
-    for i, row in enumerate(history):
-        tables.setdefault(tuple(row), []).append([i, *row.values()])
-
-    return [
-        (keys, np.array(rows, np.float64).tobytes()) for keys, rows in tables.items()
-    ]
-
-
-def _unpack_history(tables):
-    """The rows again; epoch and step are whole numbers."""
-    rows = {}
-    for keys, numbers in tables:
-        for i, *values in np.frombuffer(numbers).reshape(-1, len(keys) + 1).tolist():
-            row = dict(zip(keys, values))
-            for key in row.keys() & {"epoch", "step"}:
-                row[key] = int(row[key])
-            rows[i] = row
-
-    return [rows[i] for i in sorted(rows)]
+    raise TypeError(f"a state must hold plain values to be saved, got a {got}")
 
 
 def load_checkpoint(state: State, path: str | Path) -> State:
@@ -1124,12 +1072,12 @@ def load_checkpoint(state: State, path: str | Path) -> State:
 def _restore(state, content):
     """Load a checkpoint's content into the state's parts."""
     model = unwrap(state.model)
-    own_keys = {_plain_key(key): key for key in model.state_dict()}
+    own_keys = {key.replace("_orig_mod.", ""): key for key in model.state_dict()}
     model.load_state_dict({own_keys[k]: v for k, v in content["model"].items()})
     state.optimizer.load_state_dict(content["optimizer"])
     if state.scheduler is not None:
         state.scheduler.load_state_dict(content["scheduler"])
-    if state.scaler.is_enabled() and content["scaler"]:  # {} without fp16
+    if content["scaler"]:  # {} without fp16
         state.scaler.load_state_dict(content["scaler"])
 
 
@@ -1143,21 +1091,17 @@ def _check_compatible(saved, own, optimizer):
     # a new optimizer has no moments yet to compare with. Of torch's, all but those of
     # these two are single numbers, or like their parameter
     others = torch.optim.LBFGS | torch.optim.Adafactor
-    alike = type(optimizer).__module__.startswith("torch.") and not isinstance(
-        optimizer, others
-    )
-    parameters = _parameters(optimizer)
+    own_type = not type(optimizer).__module__.startswith("torch.")
+    if own_type or isinstance(optimizer, others):
+        return
 
+    parameters = []
+    for group in optimizer.param_groups:
+        parameters += group["params"]
     for i, moments in saved["optimizer"]["state"].items():
-        parameter = parameters[i]
         for key, moment in moments.items():
-            leaves = moment if isinstance(moment, list) else [moment]
-            if not all(
-                isinstance(leaf, Tensor | int | float | None) for leaf in leaves
-            ):
-                raise ValueError(f"{key!r:.60} of parameter {i} is no number")
-            if alike and not (isinstance(moment, Tensor) and moment.ndim == 0):
-                _check_like(f"{key!r:.60} of parameter {i}", moment, parameter)
+            if getattr(moment, "ndim", None) != 0:
+                _check_like(f"{key!r:.60} of parameter {i}", moment, parameters[i])
 
 
 def _check_like(where, saved, own):
@@ -1166,11 +1110,9 @@ def _check_like(where, saved, own):
         saved, own = dict(enumerate(saved)), dict(enumerate(own))  # by position
     if isinstance(own, dict) and isinstance(saved, dict):
         for key in (*own, *saved):
-            if key not in own or key not in saved:
-                what = "missing" if key in own else "in the file only"
-                raise ValueError(f"{where} differs: {key!r:.60} is {what}")
-        for key, value in own.items():
-            _check_like(f"{where}[{key!r}]", saved[key], value)
+            # "nothing" stands for what is on one side only
+            here, there = saved.get(key, "nothing"), own.get(key, "nothing")
+            _check_like(f"{where}[{key!r:.60}]", here, there)
     elif _describe(saved) != _describe(own):
         raise ValueError(f"{where} must be {_describe(own)}, got {_describe(saved)}")
 
@@ -1180,14 +1122,12 @@ def _describe(value):
     if isinstance(value, Tensor):
         # a stride of 0 lets a small file claim a huge tensor
         expanded = value.nbytes > value.untyped_storage().nbytes()
-        dtype = str(value.dtype).removeprefix("torch.")
-        return f"{tuple(value.shape)} {dtype}{' expanded' * expanded}"
+        return f"{tuple(value.shape)} {value.dtype}{' expanded' * expanded}"
     if isinstance(value, bool | str):  # options, such as amsgrad: the same ones
         return f"{value!r:.50}"
     if isinstance(value, int | float):
         return "a number"
-
-    return "None" if value is None else f"a {type(value).__name__}"
+    return f"a {type(value).__name__}"
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -1235,16 +1175,19 @@ def _unpack(file):
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"its format must be {FORMAT}")
 
-    dicts = ("components", "model", "optimizer", "scheduler", "scaler", "config")
-    for key in dicts:
-        if not isinstance(content[key], dict):
-            raise ValueError(f"its {key} is no dict")  # noqa: TRY004
-    if not isinstance(content["step"], int):
-        raise ValueError("its step is no number")  # noqa: TRY004
+    for key in ("components", "model", "optimizer", "scheduler", "scaler", "config"):
+        _check_type(key, content[key], dict)
+    _check_type("step", content["step"], int)
     _at_least("step", content["step"], 0)
-
     content["sums"] = {key: float(total) for key, total in content["sums"].items()}
-    content["history"] = _unpack_history(content["history"])
+
+    history = []
+    for keys, numbers in content["history"]:
+        for values in np.frombuffer(numbers).reshape(-1, len(keys)).tolist():
+            row = dict(zip(keys, values))
+            row["epoch"], row["step"] = int(row["epoch"]), int(row["step"])
+            history.append(row)
+    content["history"] = history
     return content
 
 
