@@ -543,7 +543,7 @@ def unwrap(model: nn.Module) -> nn.Module:
         if isinstance(model, DistributedDataParallel):
             model = model.module
         elif "_orig_mod" in model._modules:  # torch.compile's name for it, and amp's
-            model = model._orig_mod
+            model = model.get_submodule("_orig_mod")
         else:
             return model
 
@@ -619,8 +619,8 @@ def summary(model: nn.Module) -> str:
 
     table = tabulate(rows, ["name", "shape", "count", "trained", "values"])
     count = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return f"{table}\n{count:,} parameters, {trained:,} of them trained"
+    learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return f"{table}\n{count:,} parameters, {learned:,} of them trained"
 
 
 # --------------------------------------------------------------------- 3 train
