@@ -2657,7 +2657,7 @@ def _fit_command(ctx, config, out, resume, overwrite, quiet, **options):
     # 2. the config: saved or default, then what was typed
     source = ctx.get_parameter_source
     typed = {k: v for k, v in options.items() if source(k).name != "DEFAULT"}
-    resume = resume and used
+    resume = resume and used  # a first start may say --resume too
     if resume:
         _, config, _ = _open(last, typed.get("model"))
         free = FREE if config["scheduler"] == "cosine" else FREE | {"epochs"}
@@ -2710,12 +2710,9 @@ def _new_folder():
 
 def _headline(config):
     """What is learned, and what was left out."""
-    table, what = config["table"], "the line 0.7 x + 0.3"
-    task = (
-        f"classification ({', '.join(table.classes)})"
-        if table.classes
-        else "regression"
-    )
+    table, task, what = config["table"], "regression", "the line 0.7 x + 0.3"
+    if table.classes:
+        task = f"classification ({', '.join(table.classes)})"
     if config["data"]:
         what = f"{config['target']}, which --task can change"
     if table.skipped:
@@ -2987,10 +2984,10 @@ def _export_command(run, file, model):
     """
     trained, config, _ = _open(run, model)
     table = config["table"]
-    example = torch.randn(8, len(table.columns))
+    example = torch.randn(16, len(table.columns))
     if config["data"]:  # as large as the table's numbers, and codes
         example = example * trained[0].std + trained[0].mean
-        example = torch.cat([example, example.round()])
+        example[8:].round_()
     metadata = {
         "target": config["target"],
         "columns": table.columns,
