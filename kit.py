@@ -45,6 +45,7 @@ import json
 import logging
 import math
 import pickle
+import pkgutil
 import random
 import re
 import sys
@@ -2281,32 +2282,29 @@ def read_table(
         )
 
     # 2. what the columns are; rows without a target teach nothing
-    rows = len(frame)
-    frame = frame.dropna(subset=targets)
-    table = like or _learn_columns(path.name, frame.drop(columns=wanted))
-    if frame.empty or not table.columns:
+    kept = frame.dropna(subset=targets)
+    table = like or _learn_table(path.name, kept.drop(columns=[*drop]), target, task)
+    if kept.empty or not table.columns:
         raise ValueError(f"{path.name} has no rows, or no column of inputs")
-    if target and not like:
-        table = table._replace(classes=_learn_classes(path.name, frame[target], task))
-    if len(frame) < rows:
-        lost = f"{rows - len(frame)} rows without {target}"
-        table = table._replace(skipped=(*table.skipped, lost))
+    skipped = table.skipped
+    if len(kept) < len(frame):
+        skipped += (f"{len(frame) - len(kept)} rows without {target}",)
 
     # 3. the numbers
-    X = np.empty((len(frame), len(table.columns)), np.float32)
+    X = np.empty((len(kept), len(table.columns)), np.float32)
     for i, name in enumerate(table.columns):
-        X[:, i] = _encode(path.name, frame[name], table.categories.get(name))
+        X[:, i] = _encode(path.name, kept[name], table.categories.get(name))
     y = None
     if target:
-        y = torch.tensor(_encode(path.name, frame[target], table.classes))
+        y = torch.tensor(_encode(path.name, kept[target], table.classes))
         if not table.classes:
             y = y.float()[:, None]
         elif y.min() < 0:  # a class that the first file did not have
-            unknown = str(frame[target].iloc[int(y.argmin())])
+            unknown = str(kept[target].iloc[int(y.argmin())])
             must = f"must be one of {', '.join(table.classes)}, got {unknown!r}"
             raise ValueError(f"{path.name}: {target} {must}")
 
-    return table._replace(inputs=torch.from_numpy(X), targets=y)
+    return table._replace(inputs=torch.from_numpy(X), targets=y, skipped=skipped)
 
 
 def _read_frame(path, **options):
@@ -2350,17 +2348,18 @@ def _read_csv(read):
 _DATE = r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?|\d{1,2}:\d\d.*"
 
 
-def _learn_columns(file, inputs):
-    """A Table without rows: which columns are inputs, and the categories of text."""
+def _learn_table(file, frame, target, task):
+    """A Table without rows: which columns are inputs, the names of categories, classes."""
+    classes = _learn_classes(file, frame.pop(target), task) if target else ()
     columns, categories, skipped, refused = [], {}, [], []
-    for name, column in inputs.items():
-        if column.dtype.kind == "i":
-            # 0, 1, 2 ... or 1, 2, 3 ..., or the index that pandas and R write
-            starts = column - column.index
-            counts = starts.min() == starts.max() and starts.iloc[0] in (0, 1)
-            if counts or name in ("rownames", "Unnamed: 0"):
-                skipped.append(f"{name}, which counts the rows")
-                continue
+    for name, column in frame.items():
+        # 0, 1, 2 ... or 1, 2, 3 ..., or the index that pandas and R write
+        if column.dtype.kind == "i" and (
+            name in ("rownames", "Unnamed: 0")
+            or list((column - column.index).unique()) in ([0], [1])
+        ):
+            skipped.append(f"{name}, which counts the rows")
+            continue
 
         columns.append(name)
         known = column.dropna()
@@ -2378,16 +2377,17 @@ def _learn_columns(file, inputs):
             f"{file} has columns of dates, or of text that is mostly different: leave "
             f"them out with --drop {','.join(refused)}"
         )
-    return Table(None, None, tuple(columns), categories, (), tuple(skipped))
+    return Table(None, None, tuple(columns), categories, classes, tuple(skipped))
 
 
 def _learn_classes(file, target, task):
     """The names of the target's classes; () where it is a number."""
     if task not in (None, "regression", "classification"):
         raise ValueError(f"task must be regression or classification, got {task!r}")
-    is_number = target.dtype.kind in "iuf"  # booleans are classes
-    few = is_number and target.nunique() <= 20 and (target % 1 == 0).all()
-    if task == "regression" or (not task and is_number and not few):
+    if not task and target.dtype.kind in "iuf":  # booleans are classes
+        few = target.nunique() <= 20 and (target % 1 == 0).all()
+        task = "classification" if few else "regression"
+    if task == "regression":
         return ()
 
     classes = _find_names(target)
@@ -2433,7 +2433,7 @@ class _Group(click.Group):
         except (click.ClickException, click.exceptions.Exit):
             raise
         except Exception as error:
-            text = str(error) or type(error).__name__
+            text = str(error) or repr(error)
             # printable characters only, for it may quote a stranger's file
             line = "".join(filter(str.isprintable, text.split("\n")[0]))
             raise click.ClickException(line[:400]) from error
@@ -2445,14 +2445,11 @@ def main() -> None:
     """Train a PyTorch model on the line 0.7 x + 0.3, or on a table of your own."""
 
 
-def _several(kind, most=999):
-    """A type of option: up to so many of a kind, with commas between, such as 64,64."""
+def _several(kind, commas=-1):
+    """A type of option: some of a kind, such as 64,64; -1: with any number of commas."""
 
     def values(text):
-        parts = text.split(",")
-        if len(parts) > most:
-            raise click.BadParameter(f"must be at most {most}, got {len(parts)}")
-        return tuple(map(kind, parts))
+        return tuple(map(kind, text.split(",", commas)))
 
     return values
 
@@ -2523,7 +2520,7 @@ OPTIONS = {
         _option("target", None, str, "The column to predict."),
         _option("drop", None, _several(str), "Columns to leave out: A,B."),
         _option("task", None, ["regression", "classification"]),
-        _option("ratios", "0.7,0.15,0.15", _several(float, 3), "Of train, val, test."),
+        _option("ratios", "0.7,0.15,0.15", _several(float, 2), "Of train, val, test."),
         _option("batch_size", 32, COUNT),
         _option("workers", 0, NATURAL, "Processes that load data."),
     ],
@@ -2604,13 +2601,13 @@ def _fit_command(ctx, config, out, resume, overwrite, quiet, **options):
     # 2. the config: saved or default, then what was typed
     source = ctx.get_parameter_source
     typed = {k: v for k, v in options.items() if source(k).name != "DEFAULT"}
-    resume = resume and used
+    resume = resume and used  # a first start may say --resume too
     if resume:
         _, config, _ = _open(last, typed.get("model"))
         free = FREE if config["scheduler"] == "cosine" else FREE | {"epochs"}
         for name in typed.keys() - free:
             if typed[name] != config[name]:
-                must = f"must stay {config[name]} in a resumed run, got {typed[name]}"
+                must = f"must stay {config[name]} in a resumed run"
                 raise click.UsageError(f"{name} {must}")
         config |= typed
     else:
@@ -2620,8 +2617,7 @@ def _fit_command(ctx, config, out, resume, overwrite, quiet, **options):
 
     # 3. the run
     with _process_group():
-        parts = _load_parts(config)
-        state, fit_run = _build(config, parts)
+        state, fit_run = _build(config)
         if resume:
             state = load_checkpoint(state, last)
         # a folder is claimed once everything else is known to be right
@@ -2658,12 +2654,9 @@ def _new_folder():
 
 def _headline(config):
     """What is learned, and what was left out."""
-    table, what = config["table"], "the line 0.7 x + 0.3"
-    task = (
-        f"classification ({', '.join(table.classes)})"
-        if table.classes
-        else "regression"
-    )
+    table, task, what = config["table"], "regression", "the line 0.7 x + 0.3"
+    if table.classes:
+        task = f"classification ({', '.join(table.classes)})"
     if config["data"]:
         what = f"{config['target']}, which --task can change"
     if table.skipped:
@@ -2676,22 +2669,18 @@ def _train(state, fit_run, folder, quiet):
 
     Of a run that is killed, a resume writes them: last.pt holds the history.
     """
-    rows = list(state.history)  # a resumed run has some already
-
-    def on_epoch(state):
-        rows.append(state.history[-1])
-        if not quiet:
-            progress(state)
-
     try:
-        return fit_run(state, on_epoch=on_epoch, checkpoint=folder)
+        return fit_run(state, on_epoch=None if quiet else progress, checkpoint=folder)
     except (KeyboardInterrupt, SystemExit) as ending:
         if _rank() == 0:
             fix = f"python -m kit fit --out {folder} --resume"
             click.echo(f"\ninterrupted: continue with {fix}", err=True)
         raise SystemExit(getattr(ending, "code", 130)) from None
     finally:
-        if _rank() == 0 and rows:
+        rows = []
+        if _rank() == 0 and (folder / "last.pt").exists():
+            rows = read_checkpoint(folder / "last.pt")["history"]
+        if rows:
             # fp16 may leave out a column in some epochs
             with open(folder / "history.csv", "w", newline="") as file:
                 writer = csv.DictWriter(file, rows[0], extrasaction="ignore")
@@ -2729,8 +2718,9 @@ def _load_parts(config):
     return dict(zip(("train", "val", "test"), parts))
 
 
-def _build(config, parts):
+def _build(config):
     """The state of a run, and fit with all else that it takes, made of its config."""
+    parts = _load_parts(config)
     seed, epochs, lr = config["seed"], config["epochs"], config["lr"]
     device = config["device"]
     if device == "auto":
@@ -2763,14 +2753,15 @@ def _build(config, parts):
     optimizer = getattr(torch.optim, config["optimizer"])(
         model.parameters(), lr, weight_decay=config["weight_decay"], fused=True
     )
-    schedulers = {
-        None: lambda: None,
-        "step": lambda: lr_scheduler.StepLR(optimizer, 30),
-        "cosine": lambda: lr_scheduler.CosineAnnealingLR(optimizer, epochs),
-        "plateau": lambda: lr_scheduler.ReduceLROnPlateau(optimizer),
-        "onecycle": lambda: lr_scheduler.OneCycleLR(optimizer, lr, epochs * len(train)),
-    }
-    scheduler = schedulers[config["scheduler"]]()
+    scheduler = {
+        None: lambda optimizer: None,
+        "step": partial(lr_scheduler.StepLR, step_size=30),
+        "cosine": partial(lr_scheduler.CosineAnnealingLR, T_max=epochs),
+        "plateau": lr_scheduler.ReduceLROnPlateau,
+        "onecycle": partial(
+            lr_scheduler.OneCycleLR, max_lr=lr, total_steps=epochs * len(train)
+        ),
+    }[config["scheduler"]](optimizer)
     if config["amp"]:
         model = amp(model, config["amp"])
     if config["compile"]:
@@ -2786,20 +2777,21 @@ def _make_model(config, X, y):
     inputs = sum(max(count, 1) for count in counts)  # a number is one column
     outputs = len(table.classes) or 1
 
-    hidden = {"linear": (), "mlp": config["hidden"]}.get(config["model"])
-    if hidden is None:
-        layers = [_import_model(config["model"], inputs, outputs)]
-    else:
-        layers = []
-        for a, b in itertools.pairwise((inputs, *hidden, outputs)):
-            layers += [nn.Linear(a, b), nn.ReLU()]
-        layers.pop()  # no ReLU behind the last
+    sizes = [inputs, outputs]
+    if config["model"] == "mlp":
+        sizes[1:1] = config["hidden"]
+    model = nn.Sequential()
     if config["data"]:
-        layers.insert(0, Standardize(X, categories=counts))
-        if not table.classes:
-            layers.append(Standardize(y, inverse=True))
+        model.append(Standardize(X, categories=counts))
+    if config["model"] in ("linear", "mlp"):
+        for a, b in itertools.pairwise(sizes):
+            model.extend([nn.Linear(a, b), nn.ReLU()])
+        model.pop(-1)  # no ReLU behind the last
+    else:
+        model.append(_import_model(config["model"], inputs, outputs))
+    if config["data"] and not table.classes:
+        model.append(Standardize(y, inverse=True))
 
-    model = layers[0] if len(layers) == 1 else nn.Sequential(*layers)
     # a lazy layer has to see its input, and any may change it
     got = predict(model, X[:1].clone()).shape
     if got != (1, outputs):
@@ -2811,10 +2803,9 @@ def _make_model(config, X, y):
 
 def _import_model(name, inputs, outputs):
     """The model that MODULE:FUNCTION makes, looked for in the working folder too."""
-    module, _, function = name.partition(":")
     sys.path.insert(0, os.getcwd())
     try:
-        return getattr(importlib.import_module(module), function)(inputs, outputs)
+        return pkgutil.resolve_name(name)(inputs, outputs)
     except Exception as error:  # whatever a user's own code may raise
         must = "must be linear, mlp or MODULE:FUNCTION"
         raise ValueError(f"--model {must}, got {name} ({error!r})") from error
@@ -2850,9 +2841,8 @@ def _open(run, model_name):
         if sum(sizes) > path.stat().st_size:
             raise ValueError("it has more categories than bytes")
         # what comes from a stranger is checked like what is typed
-        typed = _as_typed(config)
-        checked = _fit_command.make_context("fit", [], default_map=typed).params
-        config = {name: checked[name] for name in config}
+        context = _fit_command.make_context("fit", [], default_map=_as_typed(config))
+        config = {name: context.params[name] for name in config}
         # no file starts processes or a compiler
         config |= {"table": table, "checksum": checksum, "workers": 0, "compile": False}
         own = config["model"] not in ("linear", "mlp")
@@ -2865,8 +2855,7 @@ def _open(run, model_name):
             model = _make_model(config, X, X[:, :1])
         _check_like("model", saved["model"], dict(model.state_dict()))
     except Exception as error:  # noqa: BLE001, of very many kinds
-        reason = f"cannot be opened as a run of kit fit: {error!r:.200}"
-        raise ValueError(f"{path} {reason}") from None
+        raise ValueError(f"{path} is no run of kit fit: {error!r:.200}") from None
 
     model.load_state_dict(saved["model"], assign=True)
     return model, config, saved["history"]
@@ -2939,10 +2928,10 @@ def _export_command(run, file, model):
     """
     trained, config, _ = _open(run, model)
     table = config["table"]
-    example = torch.randn(8, len(table.columns))
+    example = torch.randn(16, len(table.columns))
     if config["data"]:  # as large as the table's numbers, and codes
         example = example * trained[0].std + trained[0].mean
-        example = torch.cat([example, example.round()])
+        example[8:].round_()
     metadata = {
         "target": config["target"],
         "columns": table.columns,

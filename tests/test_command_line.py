@@ -149,8 +149,8 @@ def test_a_model_of_ones_own_is_named_again():
     Path("own_line.py").write_text(MODELS)
     quick("--epochs 100 --out own --model own_line:Line")
     assert_golden("own", TWO_PARAMETERS)
-    assert weights("own")["weight"].item() == pytest.approx(0.5784, abs=5e-5)
-    assert weights("own")["bias"].item() == pytest.approx(0.3513, abs=5e-5)
+    assert weights("own")["0.weight"].item() == pytest.approx(0.5784, abs=5e-5)
+    assert weights("own")["0.bias"].item() == pytest.approx(0.3513, abs=5e-5)
     assert os.getcwd() not in sys.path
     write_csv("x.csv", "x", [[0.0]])
     for command in (
@@ -553,7 +553,7 @@ MISTAKES = [  # what is typed, and words of the line that answers it
     ("fit --target y --epochs 1", "--data"),
     ("fit --data reg.csv --target z", "z", "a, b, y"),
     ("fit --data names.csv --target y", "--drop who,day"),
-    ("fit --data header.csv --target y", "no rows"),
+    ("fit --data header.csv --target y", "0 rows"),
     ("fit --data few.csv --target y --task regression", "5 rows are too few"),
     ("fit --data cls.csv --target y --task regression", "cls.csv", "y"),
     # options
