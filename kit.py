@@ -45,7 +45,6 @@ import json
 import logging
 import math
 import pickle
-import pkgutil
 import random
 import re
 import sys
@@ -889,6 +888,9 @@ def _evaluate(model, loader, loss_fn, forward, measure, epoch=None, interrupted=
             if not isinstance(found, dict):  # a number, by the metric's own name
                 found = {getattr(measure, "__name__", type(measure).__name__): found}
             for name, value in found.items():
+                if math.prod(np.shape(value)) != 1:
+                    got = f"shape {np.shape(value)}: average it, or name its parts"
+                    raise ValueError(f"{name} must be a single number, got {got}")
                 row.setdefault(name, float(value))  # the loss stays the loss
 
     return row
@@ -2803,9 +2805,11 @@ def _make_model(config, X, y):
 
 def _import_model(name, inputs, outputs):
     """The model that MODULE:FUNCTION makes, looked for in the working folder too."""
+    module, _, function = name.partition(":")
     sys.path.insert(0, os.getcwd())
     try:
-        return pkgutil.resolve_name(name)(inputs, outputs)
+        # a module's name may begin with a number, as those of the recipes do
+        return getattr(importlib.import_module(module), function)(inputs, outputs)
     except Exception as error:  # whatever a user's own code may raise
         must = "must be linear, mlp or MODULE:FUNCTION"
         raise ValueError(f"--model {must}, got {name} ({error!r})") from error
