@@ -123,8 +123,12 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(monkeypatch):
 
     for name in ("fsync", "replace"):
         monkeypatch.setattr(os, name, noted(name, getattr(os, name)))
-    kit.save_checkpoint(make_state(), "a.pt")
+    synced, fsync = [], os.fsync
+    note_size = lambda file: (synced.append(os.fstat(file).st_size), fsync(file))
+    monkeypatch.setattr(os, "fsync", note_size)
+    path = kit.save_checkpoint(make_state(), "a.pt")
     assert calls == ["fsync", "replace", "fsync"]
+    assert synced[0] == path.stat().st_size  # nothing was left in a buffer
 
 
 def test_a_pipe_is_written_to_and_not_replaced():
@@ -137,6 +141,9 @@ def test_a_pipe_is_written_to_and_not_replaced():
     reader.join(10)
     assert Path("pipe").is_fifo() and sorted(os.listdir()) == ["a.pt", "pipe"]
     assert_same(content(Path("a.pt")), content(state))
+    Path("link.pt").symlink_to("a.pt")
+    kit.save_checkpoint(state._replace(step=3), "link.pt")
+    assert Path("link.pt").is_symlink() and kit.read_checkpoint("a.pt")["step"] == 3
 
 
 class Evil:
@@ -170,12 +177,15 @@ def test_files_of_others_and_of_the_future_are_refused():
 MOMENT, GROUP = ("optimizer", "state", 0), ("optimizer", "param_groups", 0)
 SPOILED = {  # where, and what stands there instead; ... for nothing
     "weights of another shape": ("model", "0.weight", torch.zeros(8, 4)),
+    "a weight that is expanded": ("model", "0.weight", torch.zeros(1).expand(8, 3)),
     "a weight less": ("model", "0.weight", ...),
     "a weight more": ("model", "1.weight", torch.zeros(8, 3)),
     "a moment of another shape": (*MOMENT, "exp_avg", torch.zeros(8, 4)),
     "no groups": ("optimizer", "param_groups", []),
     "a rate of text": (*GROUP, "lr", "big"),
     "a step below 0": ("step", -1),
+    "half a step": ("step", 2.5),
+    "a schedule's epoch of text": ("scheduler", "last_epoch", "big"),
     "no scheduler": ("scheduler", None),
     "another optimizer": ("components", "optimizer", "SGD"),
     "no history": ("history", None),

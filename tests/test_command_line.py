@@ -142,6 +142,13 @@ def none(inputs, outputs): return None
 def fails(inputs, outputs): return {}["width"]
 def wide(inputs, outputs): return nn.Linear(inputs + 1, outputs)
 def few(inputs, outputs): return nn.Linear(inputs, outputs + 1)
+def stops(inputs, outputs): raise KeyboardInterrupt
+class Fails(nn.Linear):
+    def forward(self, x): raise RuntimeError("one\\x1b[31m\\nand another line")
+class OfSeven(nn.Linear):
+    def forward(self, x):
+        assert len(x) <= 7 or not self.training
+        return super().forward(x)
 """
 
 
@@ -200,8 +207,13 @@ def test_a_raw_table_is_learned_as_well_as_by_a_linear_model():
     )
     linear = LinearRegression().fit(oracle.values[rows], frame["price"][rows])
     expected = linear.score(oracle.values[test], frame["price"][test])
-    table = table_of(printed)
+    table, std = table_of(printed), frame["price"][rows].std(ddof=0)
     assert table["rows"] == {"train": 210, "val": 45, "test": 45}
+    loss = min(float(row["val_loss"]) for row in read_csv("runs/001/history.csv"))
+    assert table["loss"]["val"] == pytest.approx(loss, rel=1e-3)
+    assert table["mse"]["val"] == pytest.approx(loss * std**2, rel=1e-3)
+    mean = content(Path("runs/001/best.pt"))["model"]["0.mean"][0].item()
+    assert mean == pytest.approx(frame["rooms"][rows].mean())  # of the training rows
     assert table["r2"]["test"] > expected - 0.03 > 0.8
 
     assert table_of(call("evaluate runs/001")) == table
@@ -290,6 +302,8 @@ def prepared(tmp_path_factory):
         saved = Path("reg/best.pt").read_bytes()
         Path("half.pt").write_bytes(saved[: len(saved) // 2])
         saved = torch.load("reg/best.pt", weights_only=True)
+        saved["model"]["6.mean"].fill_(torch.inf)
+        torch.save(saved, "inf.pt")
         for value in filter(torch.is_floating_point, saved["model"].values()):
             value.fill_(torch.nan)
         torch.save(saved, "nan.pt")
@@ -354,6 +368,21 @@ def test_a_used_folder_is_left_alone_unless_overwritten(files):
     assert Path("line/notes.txt").read_text() == "mine"
 
 
+def test_a_folder_in_use_keeps_its_files():
+    lines, model = [], torch.nn.Linear(1, 1)
+    state = kit.make_state(model, torch.optim.SGD(model.parameters(), lr=0.1))
+
+    def overwrite(state):
+        if len(state.history) == 2:
+            wait_for(Path("run/last.pt").exists)
+            lines.append(refused("fit --out run --overwrite"))
+            assert Path("run/last.pt").exists()
+
+    options = {"loss_fn": torch.nn.L1Loss(), "epochs": 2, "checkpoint": "run"}
+    kit.fit(state, [kit.make_data()], on_epoch=overwrite, **options)
+    assert "in use" in lines[0]
+
+
 def test_a_resumed_run_equals_a_straight_one(files):
     options = "--data cls.csv --target y --batch-size 8 --scheduler step --clip 1"
     quick(f"{options} --out straight --epochs 5")
@@ -374,6 +403,15 @@ def test_a_resumed_run_equals_a_straight_one(files):
     assert "must stay 2" in refused("fit --out cosine --resume --epochs 4")
 
 
+def test_a_file_starts_no_compiler_and_no_processes(files, monkeypatch):
+    saved = torch.load("line/last.pt", weights_only=True)
+    saved["config"] |= {"compile": True, "workers": 1}
+    torch.save(saved, "line/last.pt")
+    for name in ("torch.compile", "multiprocessing.process.BaseProcess.start"):
+        monkeypatch.setattr(name, lambda *arguments, **options: 1 / 0)
+    quick("--out line --resume --epochs 3")
+
+
 def test_data_that_went_away_or_changed_is_named(files):
     quick(f"{TABLE} --out gone")
     for text in (None, "a,b\n1,2\n", "a,b,y\n5,2,3\n5,2,4\n"):
@@ -391,7 +429,7 @@ def test_data_that_went_away_or_changed_is_named(files):
 OPTIONS = (
     "--optimizer sgd --loss l1 --scheduler cosine",
     "--optimizer adamw --loss mse --scheduler plateau",
-    "--optimizer Adam --loss huber --scheduler onecycle",
+    "--optimizer Adam --loss huber --scheduler onecycle --batch-size 8",
     "--accumulate 4 --clip 1 --weight-decay 0.1 --amp bf16",
     "--hidden 8,4,2 --batch-size 5 --save-every 2 --model mlp",
     "--model linear --ratios 0.8,0.2 --workers 1 --device cpu --seed 0",
@@ -409,6 +447,17 @@ def test_every_option_trains_a_table(files, options):
     assert table_of(call(f"evaluate runs/001 {model}")) == table
     predicted = call(f"predict runs/001/last.pt --data reg.csv {model}")
     assert predicted.count("\n") == 41
+
+
+def test_options_arrive_where_they_are_meant(files):
+    quick(f"{TABLE} --weight-decay 0.1 --clip 1 --scheduler onecycle --out run")
+    saved = content("run/last.pt")
+    assert saved["optimizer"]["param_groups"][0]["weight_decay"] == 0.1
+    assert saved["components"] == {"optimizer": "Adam", "scheduler": "OneCycleLR"}
+    assert "train_grad_norm" in saved["history"][0]
+    call(f"fit {TABLE} --lr 1 --epochs 50 --patience 1 --quiet --out impatient")
+    assert len(read_csv("impatient/history.csv")) < 50
+    quick(f"{TABLE} --accumulate 4 --model models_of_mine:OfSeven")  # of 28 rows
 
 
 def test_the_whole_model_is_compiled(files, monkeypatch):
@@ -441,6 +490,7 @@ def test_help_groups_the_options_with_their_defaults():
 
 
 CONFIG = "ratios: [0.6, 0.4]\nbatch_size: 8\noptimizer: adam\nlr: 0.01\nepochs: 3\n"
+CONFIG += "clip: null\n"
 
 
 @pytest.mark.parametrize("name", ["a.yaml", "a.json"])
@@ -466,6 +516,7 @@ WRONG = {
     "- 1": "a.yaml",
     "a: [": "a.yaml",
     "\xff": "a.yaml",
+    "!!python/object/apply:os.mkdir [runs]": "a.yaml",
 }
 
 
@@ -503,8 +554,8 @@ def test_predictions_go_to_devices_pipes_and_links(files):
 
 
 def test_predictions_that_are_not_finite_are_an_error(files):
-    for options in ("", "--output p.csv"):
-        assert "not finite" in refused(f"predict nan.pt --data reg.csv {options}")
+    for options in ("inf.pt", "nan.pt", "nan.pt --output p.csv"):
+        assert "not finite" in refused(f"predict --data reg.csv {options}")
     assert len(read_csv("p.csv")) == 40
 
 
@@ -525,16 +576,19 @@ def test_streams_that_are_closed_or_full():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_says_how_to_continue_and_that_works(number):
+def test_an_interrupt_says_how_to_continue_and_that_works(number, monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     fit = "-m kit fit --epochs 200 --out run"
     process = python(*fit.split())
+    assert any(line.startswith("epoch ") for line in process.stdout)  # at once
     wait_for(Path("run/last.pt").exists)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     (line,) = errors.strip().splitlines()
     assert "python -m kit fit --out run --resume" in line
-    assert 0 < len(content("run/last.pt")["history"]) < 200
+    history = content("run/last.pt")["history"]
+    assert len(read_csv("run/history.csv")) == len(history) and 0 < len(history) < 200
     quick("--out run --resume --epochs 200")
     quick("--epochs 200 --out other")
     run, other = (content(f"{name}/last.pt") for name in ("run", "other"))
@@ -572,6 +626,7 @@ MISTAKES = [  # what is typed, and words of the line that answers it
     (f"{FIT} --model models_of_mine:fails", "width"),
     (f"{FIT} --model models_of_mine:few", "--model"),
     (f"{FIT} --model models_of_mine:wide", "shapes"),
+    (f"{FIT} --model models_of_mine:Fails", "one"),
     # run folders
     (f"{FIT} --out in_the_way", "in_the_way"),
     ("fit --out reg --resume --overwrite", "--overwrite"),
@@ -599,6 +654,11 @@ def test_a_mistake_is_answered_in_one_line(files, command, words):
     line = refused(command)
     assert all(word in line for word in words), line
     assert not Path("runs").exists()
+
+
+def test_ctrl_c_in_a_command_is_quiet_and_its_status_130(files):
+    result = invoke(*f"{FIT} --model models_of_mine:stops".split())
+    assert result.exit_code == 130 and not result.output
 
 
 def test_ctrl_c_while_torch_is_imported_is_quiet():

@@ -156,7 +156,9 @@ def test_predict_takes_a_tensor_and_any_loader_in_its_order():
         list(x.split(9)),
         iter([(x, y)]),
     ):
-        torch.testing.assert_close(kit.predict(model, loader), expected)
+        outputs = kit.predict(model, loader)
+        assert not outputs.requires_grad  # or it would keep every batch's graph
+        torch.testing.assert_close(outputs, expected)
 
 
 class Keeps(nn.Linear):
@@ -171,11 +173,15 @@ class Keeps(nn.Linear):
 
 def test_outputs_and_what_a_model_keeps_can_be_trained_on():
     """An inference tensor would be refused here."""
-    model, batch = Keeps(3, 4), classes()
-    kit.evaluate(model, [batch], loss_fn=F.cross_entropy)
-    outputs = kit.predict(model, batch[0])
-    (outputs * torch.ones(4, requires_grad=True)).sum().backward()
-    kit.train_step(make_state(model), batch, loss_fn=F.cross_entropy)
+    batch, graphs = classes(), lambda outputs, _: int(outputs.requires_grad)
+    options = {"loss_fn": F.cross_entropy, "metrics": graphs}
+    for evaluates in (True, False):
+        model = Keeps(3, 4)
+        if evaluates:
+            assert kit.evaluate(model, [batch], **options)["<lambda>"] == 0
+        outputs = kit.predict(model, batch[0])
+        (outputs * torch.ones(4, requires_grad=True)).sum().backward()
+        kit.train_step(make_state(model), batch, loss_fn=F.cross_entropy)
 
 
 def test_slips_are_refused_in_one_line():

@@ -167,6 +167,7 @@ COUNT = itertools.count(1)
 UNEQUAL = {  # from the model, or from call to call
     "dropout that stays on": lambda x: F.dropout(x, training=True),
     "a count": lambda x: x * next(COUNT),
+    "one row alone": lambda x: x * 3 if x.shape[0] == 1 else x * 2,
     "not a number": torch.log,
     "infinite": lambda x: x / 0,
 }

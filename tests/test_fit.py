@@ -174,13 +174,16 @@ def check_resumes(make, make_loaders, at, step=STEP, **options):
     """That runs stopped there end as the straight one, having seen the same."""
     options, straight = {"epochs": 3} | options, step()
     expected = fit(make(), *make_loaders(), step=straight, **options)
-    for n in at:
-        path = stopped(make(), *make_loaders(), n, step, **options)
-        torch.manual_seed(n), random.seed(n), np.random.seed(n)
+    ended = options | {"epochs": 1, "checkpoint": "ended"}
+    fit(make(), *make_loaders(), step=step(), **ended)  # whose schedule has advanced
+    paths = [stopped(make(), *make_loaders(), n, step, **options) for n in at]
+    for path in ("ended/last.pt", *paths):
+        torch.manual_seed(7), random.seed(7), np.random.seed(7)
         state, resumed = kit.load_checkpoint(make(), path), step()
+        n = state.step
         state = fit(state, *make_loaders(), step=resumed, **options)
-        assert_same(resumed.batches, straight.batches[n + 1 :])
-        assert resumed.lrs == straight.lrs[n + 1 :]
+        assert_same(resumed.batches, straight.batches[n:])
+        assert resumed.lrs == straight.lrs[n:]
         assert_same(state, expected)
 
 
@@ -215,8 +218,17 @@ def draw_and_collate(rows):
     return x + draw(), y
 
 
+class Shuffles(Told):
+    """A loader that draws when it is asked for its batches."""
+
+    def __iter__(self):
+        return iter(random.sample(self.items, len(self.items)))
+
+
 def drawing_loader(kind, seed=0):
     options = {"batch_size": 4, "shuffle": True, "collate_fn": draw_and_collate}
+    if kind == "shuffles":
+        return Shuffles(table(6, seed=i) for i in range(5))
     if kind == "plain":
         return DataLoader(Drawing(), **options)
     options |= {"workers": 2} if kind == "workers" else {}
@@ -229,13 +241,25 @@ class DrawingStep(Step):
         return super().__call__(state, (batch[0] + draw(), batch[1]), **options)
 
 
-@pytest.mark.parametrize("kind", ["ours", "steps", "workers", "plain"])
+@pytest.mark.parametrize("kind", ["ours", "steps", "workers", "plain", "shuffles"])
 def test_a_resume_is_exact_where_loaders_draw(kind):
     """And, with a loader that is not make_loader's, where the step does."""
     step = DrawingStep if kind == "plain" else STEP
     make_loaders = lambda: (drawing_loader(kind), drawing_loader(kind, 1))
     at = (7,) if kind == "workers" else (0, 3, 4, 6, 12)
     check_resumes(make_state, make_loaders, at, step=step)
+
+
+def test_no_two_steps_and_no_two_seeds_draw_the_same():
+    drawn = []
+
+    def step(state, batch, **options):
+        drawn.append(torch.rand(()).item())
+        return kit.train_step(state, batch, **options)
+
+    for seed in (0, 1):
+        fit(make_state(), *loaders(), epochs=2, step=step, seed=seed)
+    assert len(set(drawn)) == len(drawn) == 2 * 14
 
 
 @pytest.mark.parametrize("kind", ["ours", "steps"])
@@ -283,7 +307,7 @@ def test_a_used_folder_is_neither_resumed_nor_overwritten():
     """Unless asked; and then epochs is the total."""
     fit(make_state(), *loaders(), epochs=2, checkpoint="run")
     before = Path("run/last.pt").read_bytes()
-    other = fit(make_state(), *loaders(), epochs=1, seed=7)
+    other = fit(make_state(), *loaders(), epochs=3, seed=7)
     for state in (make_state(), other):
         with pytest.raises(FileExistsError, match=r"run/last\.pt") as error:
             fit(state, *loaders(), epochs=5, checkpoint="run")
@@ -292,6 +316,9 @@ def test_a_used_folder_is_neither_resumed_nor_overwritten():
     state = kit.load_checkpoint(make_state(), "run/last.pt")
     state = fit(state, *loaders(), epochs=5, checkpoint="run")
     assert [row["epoch"] for row in state.history] == [1, 2, 3, 4, 5]
+    stopped(make_state(), *loaders(), 3, epochs=1)  # in its first epoch, without a row
+    with refused("another run", FileExistsError):
+        fit(make_state(), *loaders(), epochs=1, checkpoint="stopped at 3")
 
 
 def test_the_best_survives_a_resume_into_worse_epochs():
@@ -340,28 +367,33 @@ def test_training_continues_while_a_file_is_written(monkeypatch):
     assert written == {3: 18, 6: 36, 7: None, 9: 12, 12: 30, 14: None}
 
 
-def test_a_write_that_fails_in_the_background_ends_the_run(monkeypatch):
+@pytest.mark.parametrize("epochs", [9, 1])
+def test_a_write_that_fails_in_the_background_ends_the_run(epochs, monkeypatch):
     def replace(source, target, real=os.replace):
-        calls.append(target)
-        if len(calls) == 1:  # the first one, and no other
+        calls.append(target.name)
+        if target.name == "last.pt" and calls.count("last.pt") == 1:
             raise OSError(28, "No space left on device")
         real(source, target)
 
-    calls = []
+    calls, save_every = [], 3 if epochs > 1 else None
     monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(OSError, match=r"last\.pt could not be written: .*No space"):
-        fit(make_state(), loaders()[0], epochs=9, checkpoint="run", save_every=3)
+        options = {"checkpoint": "run", "save_every": save_every}
+        fit(make_state(), loaders()[0], epochs=epochs, **options)
+    # a resume from last.pt would not write best.pt again
+    assert epochs > 1 or calls == ["best.pt", "last.pt"]
 
 
 # ----------------------------------------------------------------------- NaN, slips
 
 
-def test_a_nan_stops_the_run_and_keeps_the_last_file():
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_nan_stops_the_run_and_keeps_the_last_file(bad):
     X, y = table()
     good = fit(make_state(), [(X, y)], epochs=2, checkpoint="run")
     before = Path("run/last.pt").read_bytes()
-    y[7] = math.nan
-    with refused("nan in epoch 3, by step 3.*learning rate", FloatingPointError):
+    y[7] = bad
+    with refused(f"{bad} in epoch 3, by step 3.*learning rate", FloatingPointError):
         fit(good, [(X, y)], epochs=9, checkpoint="run")
     assert Path("run/last.pt").read_bytes() == before
 

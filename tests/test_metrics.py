@@ -87,6 +87,9 @@ def test_one_sample_has_errors_and_no_r2():
 @pytest.mark.parametrize("seed", range(10))
 def test_a_classification_is_scikit_learns(seed):
     scores, target = random_classes(seed, 2 + seed % 6)
+    if seed % 2:  # a class that is never predicted, and one that never occurs
+        scores[:, 0] -= 99
+        scores = F.pad(scores, (0, 1), value=-99.0)
     predicted = scores.argmax(1)
     expected = classes_of_sklearn(predicted, target)
     for prediction in (scores, scores.softmax(1), predicted, predicted.int()):
@@ -170,7 +173,9 @@ def test_a_regression_is_the_same_in_any_batches(seed):
     assert scores(loader, kit.metrics) == close(expected)
     errors = {"mae": tm.MeanAbsoluteError(), "mse": tm.MeanSquaredError()}
     errors |= {"rmse": tm.MeanSquaredError(squared=False), "r2": tm.R2Score()}
-    theirs = scores(loader, tm.MetricCollection(errors))
+    collection = tm.MetricCollection(errors)
+    collection.update(data[1] + 1, data[1])  # the reader's own use, before
+    theirs = scores(loader, collection)
     assert theirs == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 

@@ -99,7 +99,8 @@ def test_rows_get_what_kit_predict_says(files, ports):
     for name in ("number", "class"):
         printed = command("predict", files / name, "--data", files / "table.csv")
         expected = csv.DictReader(printed.splitlines())
-        for found, line in zip(predict(ports[name], *ROWS), expected, strict=True):
+        rows = [dict(reversed(row.items())) for row in ROWS]  # names tell the columns
+        for found, line in zip(predict(ports[name], *rows), expected, strict=True):
             if name == "number":
                 assert found["prediction"] == pytest.approx(float(line["prediction"]))
             else:
@@ -114,6 +115,26 @@ def test_the_page_docs_has_an_example_that_works(ports):
         example = post["requestBody"]["content"]["application/json"]["example"]
         assert ask(port, json.dumps(example))[0] == 200
         assert get(port, "/health") == (200, {"status": "ok"})
+        assert ask(port, json.dumps(example), {"content-type": "text/plain"})[0] == 415
+
+
+def test_a_body_in_chunks_has_the_same_limit(ports):
+    assert ask(ports["number"], iter([b" " * 500_000] * 3))[0] == 413
+
+
+def test_outputs_that_are_not_finite_are_a_422():
+    description = {"columns": ["x"], "categories": {}, "classes": []}
+    app = RECIPE["create_app"](lambda inputs: inputs * 1e30, description)
+    with RECIPE["serving"](app) as port:
+        status, reply = ask(port, b'{"value": 1e20}')
+    assert status == 422 and "too large" in reply["detail"]
+
+
+def test_unknown_categories_are_counted(ports):
+    known = {"living area": 90, "größe": 3, "heat": "gas"}
+    before = get(ports["number"], "/model")[1]["unknown"].get("heat", 0)
+    predict(ports["number"], known, *[known | {"heat": "sun"}] * 2)
+    assert get(ports["number"], "/model")[1]["unknown"]["heat"] == before + 2
 
 
 def changed(**changes):
@@ -183,10 +204,13 @@ def test_a_checkpoint_never_says_what_to_import():
     assert run(kit.make_data()[0]).shape == (50, 1)
 
 
-@pytest.mark.parametrize("name", ["line.pt2", "line/config.json", "wide.onnx"])
+ODD_COLUMNS = {"wide.onnx": ["a", "b"], "text.onnx": "a", "numbers.onnx": [1]}
+
+
+@pytest.mark.parametrize("name", ["line.pt2", "line/config.json", *ODD_COLUMNS])
 def test_a_file_that_cannot_be_served_is_one_line(name, files, monkeypatch):
-    if name == "wide.onnx":
-        model, metadata = torch.nn.Linear(1, 1), {"columns": ["a", "b"]}
+    if name in ODD_COLUMNS:
+        model, metadata = torch.nn.Linear(1, 1), {"columns": ODD_COLUMNS[name]}
         kit.export(model, files / name, example=torch.ones(2, 1), metadata=metadata)
     monkeypatch.setattr("uvicorn.run", print)
     monkeypatch.setattr(sys, "argv", ["10_serve.py", str(files / name)])

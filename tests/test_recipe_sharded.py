@@ -3,6 +3,7 @@
 import runpy
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 from helpers import ROOT, assert_same, start_ranks
@@ -58,6 +59,16 @@ def test_two_processes_continue_as_one_and_may_lack_rows():
         assert_same(first, one, NEAR)
         # the other rank has only the step and the rows
         assert (second["step"], second["history"]) == (first["step"], first["history"])
+
+
+def test_a_save_that_fails_keeps_the_file(monkeypatch):
+    save(make_state(), path := Path("models/numbers.pt"))
+    before = path.read_bytes()
+    half = lambda content, file: (Path(file).write_bytes(b"half"), 1 / 0)
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(ZeroDivisionError):
+        save(make_state(), path)
+    assert path.read_bytes() == before
 
 
 def test_the_step_is_train_step_in_one_process():

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import ROOT, table
+from torch import nn
 from torch.nn import functional as F
 
 import kit
@@ -22,14 +23,75 @@ def test_nothing_is_found_where_all_is_well():
     falling, rising = [5, 4, 3, 2, 1, 0.5, 0.2], [5, 4, 3, 4, 5, 6, 7]
     classes = (torch.arange(1000) < 40).long()
     X, y = table(200)
+    halves = torch.arange(1000) % 2  # neither class is rare
     for name, *arguments in (
         ("overfits", rows(falling, falling)),
         ("overfits", rows(rising, rising)),
         ("misses_a_class", F.one_hot(classes).float(), classes),
+        ("misses_a_class", F.one_hot(0 * halves, 2).float(), halves),
         ("inputs_are_off_scale", kit.Standardize(X * 100 + 7)(X * 100 + 7)),
     ):
         assert RECIPE[name](*arguments) == []
     assert RECIPE["underfits"](y + 0.1, y, loss_fn=F.mse_loss) == []
+
+
+def trial(loss_fn=F.mse_loss, lr=0.1, **options):
+    """What is found of a model with dropout, and that it stays as it is."""
+    model = RECIPE["mlp"](3, dropout=0.5)
+    before = [p.clone() for p in model.parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    options |= {"loss_fn": loss_fn}
+    found = RECIPE["loss_does_not_fall"](model, optimizer, table(40), **options)
+    assert all(map(torch.equal, before, model.parameters()))
+    return found
+
+
+def test_a_loss_that_does_not_fall_is_explained():
+    assert trial() == []
+    (found,) = trial(step=RECIPE["step_without_zero_grad"])
+    assert found.startswith("gradients add up")
+    (small,), (large,) = trial(lr=1e-6), trial(lr=100.0)
+    assert "1e-06 is too small" in small and "100 is too large" in large
+
+
+def test_what_is_said_has_the_right_numbers():
+    falling, once = [8, 7, 6, 5, 4, 3, 2, 1], [8, 1, 1, 1, 1, 1, 1, 1]
+    (found,) = RECIPE["overfits"]([{"train_loss": 9}, *rows(falling, falling[::-1])])
+    assert "val_loss was 1 in epoch 1 and is now 7" in found
+    by_chance = rows(falling, [3, 3, 3, 3, 3, 3, 3, 3.8])  # the last epoch only
+    assert RECIPE["overfits"](by_chance) == []
+
+    X, y = table(200)
+    for losses, words in ((falling, ["29%"]), (once, [])):
+        options = {"loss_fn": F.mse_loss, "history": rows(losses, losses)}
+        found = RECIPE["underfits"](y, y, **options)
+        assert [sentence.split()[0] for sentence in found] == words
+    classes = (torch.arange(100) < 10).long()
+    chances = torch.tensor([0.9, 0.1]).log().expand(100, 2)  # which a constant knows
+    (found,) = RECIPE["underfits"](chances, classes, loss_fn=F.cross_entropy)
+    assert "100% of a constant's" in found
+
+    found_two = F.one_hot((torch.arange(100) < 2).long()).float()
+    (found,) = RECIPE["misses_a_class"](found_two, classes)
+    assert "class 1 has one row for 9" in found and "20% of them" in found
+
+    X[0], scale = torch.nan, torch.tensor([20.0, 0.0, 1.0])
+    found = RECIPE["inputs_are_off_scale"](X * scale + torch.tensor([0.0, 7.0, 20.0]))
+    assert [s.split(" and ")[0].split(":")[0].split()[1:4] for s in found] == [
+        ["0", "has", "mean"], ["1", "is", "always"], ["2", "has", "mean"]
+    ]  # fmt: skip
+
+    # rows of x, tanh, output and target are 1024 bytes each
+    model = nn.Sequential(nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 256))
+    optimizer, batch = torch.optim.Adam(model.parameters()), torch.randn(2, 8192, 256)
+    F.mse_loss(model(batch[0][:2]), batch[1][:2]).backward()
+    optimizer.step()
+    options = {"loss_fn": F.mse_loss, "available": 10e6}
+    (found,) = RECIPE["out_of_memory"](model, optimizer, batch, **options)
+    for words in ("needs 36 MB", "gradients take 1", "optimizer 1", "activations 34"):
+        assert words in found
+    assert "accumulate=5" in found  # 1927 rows
+    assert RECIPE["out_of_memory"](model, optimizer, batch[:, :1927], **options) == []
 
 
 def test_a_run_folder_is_examined(capsys, monkeypatch):

@@ -46,7 +46,7 @@ def test_numbers_gaps_booleans_and_text_are_read():
     assert table.classes == table.skipped == ()
 
 
-@pytest.mark.parametrize("separator", [";", "\t"])
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
 def test_other_separators_are_found(separator):
     expected = read(RAW)
     pandas.read_csv("t.csv").to_csv("s.csv", sep=separator, index=False)
@@ -92,9 +92,18 @@ def test_dates_and_names_are_refused_together():
     assert read(text, target="y", drop=("day", "who")).columns == ("k",)
 
 
-@pytest.mark.parametrize("date", ["1/31/2024", "31.1.2024", "2024-01-31 10:00:00"])
+DATES = ["1/31/2024", "31.1.2024", "2024-01-31 10:00:00", "10:30"]
+
+
+@pytest.mark.parametrize("date", DATES)
 def test_dates_are_known_in_other_forms(date):
     assert "--drop day" in refused(f"day,y\n{date},1\n{date},2.5\n", target="y")
+
+
+def test_a_slip_among_dates_makes_no_categories_of_them():
+    dates = [f"2024-01-{day}" for day in range(10, 29)]
+    lines = [f"{text},{i}.5" for i, text in enumerate([*dates, "soon"])]
+    assert "--drop day" in refused("\n".join(["day,y", *lines]), target="y")
 
 
 @pytest.mark.parametrize(
@@ -141,14 +150,14 @@ def test_rows_without_their_target_are_left_out_and_said():
 
 
 def test_another_file_is_read_like_the_first():
-    like = read("id,a,k,y\n1,5,1,x\n2,7,2,z\n3,5,K,x\n", target="y")
-    text = "k,more,a\nK,2024-01-01,1\n1,,2\n9,,3\n,,\n"  # no y, no id, another order
+    like = read("id,a,k,y\n1,5,01,x\n2,7,2,z\n3,5,K,x\n", target="y")
+    text = "k,more,a\nK,2024-01-01,1\n01,,2\n9,,3\n,,\n"  # no y, no id, another order
     table = read(text, like=like)
     expected = [[1, 2], [2, 0], [3, -1], [nan, -1]]
     assert np.array_equal(table.inputs, np.float32(expected), equal_nan=True)
     assert (table.columns, table.categories) == (like.columns, like.categories)
     assert read("k,a,y\nK,1,z\n", target="y", like=like).targets.tolist() == [1]
-    numbers = read("a,k,y\n1,1,z\n2,2,x\n", like=like)  # k is numbers here
+    numbers = read("a,k,y\n1,01,z\n2,2,x\n", like=like)  # k is numbers here
     assert numbers.inputs[:, 1].tolist() == [0, 1]
     assert "'cow'" in refused("k,a,y\nK,1,cow\n", target="y", like=like)
     assert "'k'" in refused("a\n1\n", like=like) or "k" in refused("a\n1\n", like=like)
@@ -164,6 +173,7 @@ def test_another_file_is_read_like_the_first():
         ("a,y\n1,2\n1,2,3,4,5\n", None, "line 3"),
         ("a,y\n1,2.5\n", "z", "a, y"),
         ("a,y\n5,pos\n5,pos\n", "y", "pos"),
+        ("\n".join(["a,y", *(f"5,name {i}" for i in range(30))]), "y", "30 classes"),
         ("y\n1.5\n2.5\n", "y", "column"),
     ],
 )

@@ -233,6 +233,18 @@ def test_the_norm_after_clipping_is_at_most_the_limit(precision, accumulate, los
         assert before == pytest.approx(norm, rel=0.02)
 
 
+def test_a_skipped_update_has_no_share_in_the_mean_norm():
+    model, of_steps, batch = still_state().model, iter((1.0, math.nan)), classes(16)
+    _, expected = plain_gradients(model, batch, F.cross_entropy)
+    model[0].weight.register_hook(lambda gradient: gradient * next(of_steps))
+    state = make_state(kit.amp(model, "fp16"), optimizer=SGD, lr=0.0)
+    options = {"step": partial(kit.train_step, clip=1.0), "epochs": 1}
+    state = kit.fit(state, [batch] * 2, loss_fn=F.cross_entropy, **options)
+    norm = nn.utils.get_total_norm(expected).item()
+    assert state.history[0]["train_skipped"] == 0.5
+    assert state.history[0]["train_grad_norm"] == pytest.approx(norm, rel=0.02)
+
+
 def test_clip_may_be_any_function_of_the_parameters():
     state, batch = still_state(), classes(16)
     by_value = partial(nn.utils.clip_grad_value_, clip_value=0.01)
