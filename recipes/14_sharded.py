@@ -26,6 +26,7 @@ prints:
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that a clone finds kit.py
@@ -241,6 +242,7 @@ def in_a_process_of_torchrun():
             report(f"process {rank} of two, in shards", state)
         dist.barrier()  # so that they print one after the other
     dist.destroy_process_group()
+    time.sleep(0.05)  # or gloo's threads could fail when Python ends
 
 
 if __name__ == "__main__":
