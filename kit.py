@@ -409,6 +409,8 @@ def _ignore_signals(ending, worker):
 
 def _map(function, nest):
     """The nest of dicts, lists and tuples with the function applied to what they hold."""
+    if isinstance(nest, Tensor):  # first, for to ask for a Mapping takes longest
+        return function(nest)
     if isinstance(nest, (tuple, list)):
         items = [_map(function, value) for value in nest]
         # a named tuple takes its items one by one
