@@ -527,6 +527,10 @@ def _check_type(name, value, kind):
         raise TypeError(f"{name} must be of type {kind.__name__}, got {got}")
 
 
+def _parameters(optimizer):
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
 def _device(model):
     """Where the model's first tensor is."""
     for tensor in itertools.chain(model.parameters(), model.buffers()):
@@ -669,16 +673,13 @@ def train_step(
     Source: tutorial 3.3, 7.1, 7.2, 7.4.
     """
     model, optimizer, scaler = state.model, state.optimizer, state.scaler
-    if not accumulate >= 1:
-        raise ValueError(f"accumulate must be at least 1, got {accumulate}")
+    _at_least("accumulate", accumulate, 1)
     if clip is not None and not callable(clip):
         if not clip > 0:
             raise ValueError(f"clip must be above 0, got {clip}")
         clip = partial(nn.utils.clip_grad_norm_, max_norm=clip)
 
-    parameters = []
-    for group in optimizer.param_groups:
-        parameters += group["params"]
+    parameters = _parameters(optimizer)
     batch, rows = _place(batch, parameters[0].device)
     # in one process counted == all_rows == rows, and world == 1
     ddp = _find_ddp(model)
@@ -998,7 +999,7 @@ def save_checkpoint(state: State, path: str | Path) -> Path:
 def _pack(state):
     """The bytes of a checkpoint."""
     model, scheduler = unwrap(state.model).state_dict(), state.scheduler
-    # dicts would take 10 times as long to read as the numbers of rows of the same keys
+    # dicts would take several times as long as the numbers of rows of the same keys
     history = []
     for keys, rows in itertools.groupby(state.history, tuple):
         numbers = np.array([list(row.values()) for row in rows], np.float64)
@@ -1096,13 +1097,11 @@ def _check_compatible(saved, own, optimizer):
     # a new optimizer has no moments yet to compare with. Of torch's, all but those of
     # these two are single numbers, or like their parameter
     others = torch.optim.LBFGS | torch.optim.Adafactor
-    own_type = not type(optimizer).__module__.startswith("torch.")
-    if own_type or isinstance(optimizer, others):
+    is_torchs = type(optimizer).__module__.startswith("torch.")
+    if not is_torchs or isinstance(optimizer, others):
         return
 
-    parameters = []
-    for group in optimizer.param_groups:
-        parameters += group["params"]
+    parameters = _parameters(optimizer)
     for i, moments in saved["optimizer"]["state"].items():
         for key, moment in moments.items():
             if getattr(moment, "ndim", None) != 0:
@@ -1115,8 +1114,8 @@ def _check_like(where, saved, own):
         saved, own = dict(enumerate(saved)), dict(enumerate(own))  # by position
     if isinstance(own, dict) and isinstance(saved, dict):
         for key in (*own, *saved):
-            # "nothing" stands for what is on one side only
-            here, there = saved.get(key, "nothing"), own.get(key, "nothing")
+            # ... is on one side only, and no file can hold it
+            here, there = saved.get(key, ...), own.get(key, ...)
             _check_like(f"{where}[{key!r:.60}]", here, there)
     elif _describe(saved) != _describe(own):
         raise ValueError(f"{where} must be {_describe(own)}, got {_describe(saved)}")
@@ -1132,7 +1131,7 @@ def _describe(value):
         return f"{value!r:.50}"
     if isinstance(value, int | float):
         return "a number"
-    return f"a {type(value).__name__}"
+    return "nothing" if value is ... else f"a {type(value).__name__}"
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -2409,8 +2408,13 @@ def _find_names(column):
 
 
 def _names(values):
-    # 3.0, a whole number beside gaps, is 3
-    return [str(value).strip().removesuffix(".0") for value in values]
+    names = []
+    for value in values:
+        name = str(value).strip()
+        if isinstance(value, float):  # 3.0, a whole number beside gaps, is 3
+            name = name.removesuffix(".0")
+        names.append(name)  # a text keeps its .0
+    return names
 
 
 def _encode(file, column, names):

@@ -187,6 +187,7 @@ SPOILED = {  # where, and what stands there instead; ... for nothing
     "half a step": ("step", 2.5),
     "a schedule's epoch of text": ("scheduler", "last_epoch", "big"),
     "no scheduler": ("scheduler", None),
+    "a text in the place of a method": ("scheduler", "step", "nothing"),
     "another optimizer": ("components", "optimizer", "SGD"),
     "no history": ("history", None),
 }

@@ -202,3 +202,8 @@ def test_text_after_many_numbers_makes_all_of_them_text():
     table = read("\n".join(["a,k", *rows, "5,new"]))
     assert table.categories == {"k": ("1.50", "2", "new")}
     assert table.inputs[-1].tolist() == [5, 2]
+
+
+def test_texts_that_end_in_a_zero_stay_different():
+    table = read("version,y\nv1,1.5\nv1.0,2.5\nv1,3.5\n", target="y")
+    assert table.categories == {"version": ("v1", "v1.0")}
