@@ -295,21 +295,18 @@ def make_loader(
 class _BatchSampler(Sampler):
     """Yields (seed numbers, rows) for each batch: a function of (seed, epoch, batch).
 
-    The next pass belongs to `epoch` and begins at batch `start`. `part`, if it is set,
-    says which rows of a batch this process reads.
+    next_pass is the epoch that the next pass belongs to, the batch that it begins with,
+    and None, or a function that gives the part of a batch that this process reads.
     """
 
     def __init__(self, n, batch_size, in_pass, steps, shuffle, seed):
         self.n, self.batch_size, self.shuffle, self.seed = n, batch_size, shuffle, seed
         # batches in one pass over the data, and in an epoch
         self.in_pass, self.steps = in_pass, steps
-        self.epoch, self.start, self.part = 0, 0, None
+        self.next_pass = 0, 0, None
 
     def __len__(self):
         return self.steps
-
-    def set_epoch(self, epoch):
-        self.epoch = epoch
 
     def position(self, epoch, batch):
         """The pass over the data that a batch is in, and where in it its rows are."""
@@ -318,9 +315,8 @@ class _BatchSampler(Sampler):
         return nth_pass, begin, min(begin + self.batch_size, self.n)
 
     def __iter__(self):
-        epoch, start, part = self.epoch, self.start, self.part
-        # defaults for the next pass, if nobody sets them
-        self.epoch, self.start, self.part = epoch + 1, 0, None
+        epoch, start, part = self.next_pass
+        self.next_pass = epoch + 1, 0, None
 
         order = range(self.n)
         for batch in range(start, self.steps):
@@ -912,17 +908,15 @@ def predict(model: nn.Module, inputs: Any, *, forward: Forward | None = None) ->
     batches = [inputs] if isinstance(inputs, Tensor | Mapping) else inputs
     outputs = []
 
-    def no_loss(outputs, targets):
-        return 0.0
-
-    with _eval_mode(model):
+    with _eval_mode(model), torch.no_grad():
         for batch in _batches(batches):
-            if forward is None:  # the inputs, without any targets
-                if isinstance(batch, tuple | list):
-                    batch = batch[0]
-                batch = batch, None
-            _, pair = _eval_batch(model, batch, no_loss, forward or _forward)
-            outputs.append(pair[0])
+            batch, _ = _place(batch, _device(model))
+            if forward:
+                outputs.append(forward(model, batch)[0])
+            elif isinstance(batch, tuple | list):  # without its targets
+                outputs.append(model(batch[0]))
+            else:
+                outputs.append(model(batch))
 
     if not outputs:
         raise ValueError("the loader must have a batch to predict, got none")
@@ -1275,7 +1269,7 @@ def _steps(
         step -> totals of this rank -> _all_reduce -> totals of all ranks -> sums
         and at the end of the epoch: _means(sums), evaluate -> row -> history
     """
-    device, ddp = _device(state.model), _find_ddp(state.model)
+    device, ddp, rank = _device(state.model), _find_ddp(state.model), _rank()
     pending, every = [], 1  # totals that no message has carried yet; steps between two
     _check_schedule(state, train, epochs)
     _check_same(ddp, state, train, val)
@@ -1290,9 +1284,9 @@ def _steps(
         if not unwrap(state.model).training:
             state.model.train()  # but frozen parts of a model in train mode stay so
 
-        for batch in _seeded_batches(
-            train, ddp, device, seed, epoch, first, state.step
-        ):
+        for batch in _batches(train, epoch, state.step - first, ddp, seed):
+            # what the step draws, such as a dropout, is another on every rank
+            _seed(device, seed, state.step, rank)
             before = state
             state, totals = step(before, batch, loss_fn=loss_fn, forward=forward)
             pending.append(totals)
@@ -1342,27 +1336,6 @@ def _steps(
         yield state, True, interrupted()
 
 
-def _seeded_batches(loader, ddp, device, seed, epoch, first, start):
-    """The batches of an epoch from step `start` on, each behind the seed of its step."""
-    own = _is_own(loader)
-    # make_loader's begins where a resume begins; any other draws, and is read up to there
-    if not own:
-        _seed(CPU, seed, -1, epoch, everything=True)
-    batches = _batches(loader, epoch, start - first, ddp)
-
-    for step in itertools.count(start if own else first):
-        if not own:
-            _seed(CPU, seed, step, everything=True)
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        if step >= start:
-            # what the step draws, such as a dropout, is another on every rank
-            _seed(device, seed, step, *([dist.get_rank()] if ddp else []))
-            yield batch
-
-
 def _check_schedule(state, train, epochs):
     """Raise before training, rather than at its end, for a schedule that is too short."""
     total = getattr(state.scheduler, "total_steps", None)  # OneCycleLR's
@@ -1406,18 +1379,49 @@ def _raise_not_finite(state, problem):
     )
 
 
-def _batches(loader, epoch=None, start=0, ddp=None):
-    """An iterator of the loader's batches of an epoch, which it is told.
+def _batches(loader, epoch=None, start=0, ddp=None, seed=None):
+    """Yield the batches of an epoch, which the loader is told, from number `start` on.
 
-    Those of make_loader begin at batch `start`; between processes each is this rank's.
+    make_loader's begins there; any other is read up to there, and seeded by (seed,
+    epoch, number) before each batch. Between processes a batch is this rank's part.
     """
     if isinstance(loader, Tensor | tuple):  # the data themselves
         kind = type(loader).__name__
         raise TypeError(f"a loader must give batches, got a {kind}: make_loader(data)")
 
-    # its samplers and its datasets, however deep they are
     own = _is_own(loader)
-    parts = [loader.sampler if own else loader]
+    if own:
+        sampler = loader.sampler
+        if epoch is None:
+            epoch = sampler.next_pass[0]
+        sampler.next_pass = epoch, start, ddp and _rank_rows
+    else:
+        _tell_epoch(loader, epoch, ddp)
+    seeds = seed is not None and not own
+    if seeds:
+        _seed(CPU, seed, epoch, -1, everything=True)
+
+    if own and isinstance(loader.dataset, _Tensors) and not loader.num_workers:
+        # 40 µs a batch faster than a DataLoader
+        batches = map(loader.dataset.__getitem__, sampler)
+    else:
+        batches = iter(loader)
+    try:
+        for number, batch in enumerate(batches, start if own else 0):
+            if ddp:
+                ddp.rows, batch = _rank_part(loader, epoch, number, batch)
+            if number >= start:
+                yield batch
+            if seeds:  # what the loader draws for the next one
+                _seed(CPU, seed, epoch, number, everything=True)
+    finally:
+        if ddp:
+            ddp.rows = None
+
+
+def _tell_epoch(loader, epoch, ddp):
+    """Tell the epoch to a loader, its samplers and its datasets, however deep they are."""
+    parts = [loader]
     for part in parts:
         for name in ("sampler", "batch_sampler", "dataset"):
             inner = getattr(part, name, None)
@@ -1430,17 +1434,6 @@ def _batches(loader, epoch=None, start=0, ddp=None):
             raise ValueError(
                 f"a loader must give every process the same batches: {fix}"
             )
-
-    if own:
-        epoch = loader.sampler.epoch
-        loader.sampler.start, loader.sampler.part = start, ddp and _rank_rows
-    if own and isinstance(loader.dataset, _Tensors) and not loader.num_workers:
-        # 40 µs a batch faster than a DataLoader
-        batches = map(loader.dataset.__getitem__, loader.sampler)
-    else:
-        batches = iter(loader)
-
-    return _divide_batches(ddp, batches, loader, epoch, start) if ddp else batches
 
 
 def _is_own(loader):
@@ -1641,27 +1634,22 @@ def _rank_rows(begin, end):
     return begin + n * rank // world, begin + n * (rank + 1) // world
 
 
-def _divide_batches(ddp, batches, loader, epoch, start):
-    """Yield this rank's part of every batch, and set ddp.rows: its rows, all ranks' rows.
+def _rank_part(loader, epoch, number, batch):
+    """This rank's rows and all ranks' rows of a batch, and this rank's part of it.
 
     A rank without rows gets one all the same, to take part in the all-reduce with.
     """
     own = _is_own(loader)  # such a loader has read this rank's rows only
+    begin, end = 0, 0
+    if own:
+        _, begin, end = loader.sampler.position(epoch, number)
+    else:
+        _, end = _place(batch)
+    first, last = _rank_rows(begin, end)
+    if not own:
+        batch = _cut(batch, first, max(last, first + 1))
 
-    try:
-        for number, batch in enumerate(batches, start):
-            begin, end = 0, 0
-            if own:
-                _, begin, end = loader.sampler.position(epoch, number)
-            else:
-                _, end = _place(batch)
-            first, last = _rank_rows(begin, end)
-            if not own:
-                batch = _cut(batch, first, max(last, first + 1))
-            ddp.rows = last - first, end - begin
-            yield batch
-    finally:
-        ddp.rows = None
+    return (last - first, end - begin), batch
 
 
 def _count_rows(ddp, rows):
