@@ -53,7 +53,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import (
     ExitStack,
     contextmanager,
@@ -1260,7 +1260,7 @@ def run(
 
 def _steps(
     state, train, val, loss_fn, epochs, forward, measure, step, seed,
-    save_every=None, signals=(),
+    stop=None, save_every=None, signals=(),
 ):  # fmt: skip
     """Yield (state, epoch finished, signal or 0) after epochs, to save, and at a signal.
 
@@ -1278,6 +1278,9 @@ def _steps(
         return _all_reduce(ddp, {}, [], signals)[1]
 
     while len(state.history) < epochs:
+        # first, so that a finished run stays finished when it is resumed
+        if stop and _broadcast(stop(state.history)):
+            return
         epoch, begun, resumed_at = len(state.history), time.perf_counter(), state.step
         # the step at which the epoch began: a resume may be further on
         first = state.history[-1]["step"] if epoch else 0
@@ -1484,7 +1487,7 @@ def fit(
     _check_type("state", state, State)
     best, folder = best or is_best, Path(checkpoint) if checkpoint else None
     options = (train, val, loss_fn, epochs, forward, metrics, step, seed)
-    writes: list[Future] = []  # those of the last save
+    writes: Iterable = ()  # those of the last save
     number = 0  # of a signal
 
     with ExitStack() as stack:
@@ -1496,11 +1499,7 @@ def fit(
         writer = stack.enter_context(ThreadPoolExecutor(1))
         signals = stack.enter_context(_signal_handlers()) if folder else []
 
-        steps = _steps(start, *options, save_every, signals)
-        if stop and _broadcast(stop(state.history)):  # a finished run that is resumed
-            steps = iter(())
-
-        for now, finished, number in steps:
+        for now, finished, number in _steps(start, *options, stop, save_every, signals):
             if finished and on_epoch and _rank() == 0:
                 config = now.config | {"epochs": epochs}  # for progress
                 on_epoch(now._replace(model=state.model, config=config))
@@ -1510,16 +1509,12 @@ def fit(
                 is_new_best = finished and best(now.history)
                 # last.pt comes last: a resume from it would not write best.pt again
                 names = ("best.pt", "last.pt") if is_new_best else ("last.pt",)
-                content = _pack(now)
-                for write in writes:
-                    write.result()  # raises what the writing has raised
-                writes = [
-                    writer.submit(_write, folder / name, content) for name in names
-                ]
-            if number or (finished and stop and _broadcast(stop(now.history))):
+                write = partial(_write, content=_pack(now))
+                list(writes)  # waits, and raises what the writing has raised
+                writes = writer.map(write, [folder / name for name in names])
+            if number:
                 break
-        for write in writes:
-            write.result()
+        list(writes)
 
     # all is saved, and all handlers are as they were
     if number:
