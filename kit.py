@@ -1738,23 +1738,21 @@ def _all_gather(value):
 def _distributed(state):
     """Under torchrun the state with its model in DistributedDataParallel."""
     with _process_group():
-        if not _has_processes():
-            yield state
-            return
-        # gloo's threads would fail if Python ended while they still hold tensors
-        atexit.unregister(time.sleep)
-        atexit.register(time.sleep, 0.05)
-        if _find_ddp(state.model):
-            yield state
-            _broadcast(None)  # rank 0 has written its files
-            return
-        # buffers are broadcast once an epoch, not at every step
-        ddp = DistributedDataParallel(state.model, forward_sync_buffers=False)
+        model = state.model
+        if _has_processes():
+            # gloo's threads would fail if Python ended while they still hold tensors
+            atexit.unregister(time.sleep)
+            atexit.register(time.sleep, 0.05)
+            if not _find_ddp(model):
+                # buffers are broadcast once an epoch, not at every step
+                model = DistributedDataParallel(model, forward_sync_buffers=False)
         try:
-            yield state._replace(model=ddp)
-            _broadcast(None)
-        finally:  # else destroying the group, which they own, would deadlock
-            del ddp.logger, ddp.reducer, ddp.process_group
+            yield state._replace(model=model)
+            _broadcast(None)  # once rank 0 has written its files
+        finally:
+            # else destroying the group, which they own, would deadlock
+            if model is not state.model:
+                del model.logger, model.reducer, model.process_group
 
 
 @contextmanager
