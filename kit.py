@@ -196,7 +196,8 @@ def split(
         order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     if stratify is not None:
         _length((order, stratify))
-        classes, places = stratify[order], torch.empty(n)
+        classes = stratify[order]
+        places = torch.empty(n)
         for label in classes.unique():
             of_class = classes == label
             count = of_class.sum()
@@ -1877,7 +1878,8 @@ def _best(history, key=None, mode=None, min_delta=0.0):
     if history and key not in last:
         raise ValueError(f"the history has no {key!r}, only {', '.join(last)}")
 
-    best, lowest = 0, math.inf
+    best = 0
+    lowest = math.inf
     for epoch, row in enumerate(history, 1):
         value = row.get(key, math.nan)  # it may not have been validated
         if mode == "max":
@@ -1998,19 +2000,21 @@ def progress(state: State, *, epochs: int | None = None) -> None:
     >>> progress(state._replace(history=(row,)), epochs=1)
     epoch 1/1  train_loss 0.5  2.0 s
     """
-    epoch, row = len(state.history), state.history[-1]
+    epoch = len(state.history)
     epochs = epochs or state.config.get("epochs")
-    now, (last_epoch, last_time) = time.monotonic(), _printed
+    last_epoch, last_time = _printed
+    now = time.monotonic()
     if now - last_time < 1 and epoch != epochs:
         return
 
     line = f"epoch {epoch}"
     if epochs:
         line += f"/{epochs}"
+    row = state.history[-1]
     for key in ("train_loss", "val_loss"):
         if key in row:
             line += f"  {key} {row[key]:.4g}"
-    seconds = math.fsum(row["seconds"] for row in state.history)
+    seconds = sum(row["seconds"] for row in state.history)
     if epoch > last_epoch:  # of the same run: go one line up, and clear it
         line = f"\x1b[A\x1b[K{line}"
     click.echo(f"{line}  {seconds:.1f} s")  # without these codes, but on a terminal
@@ -2037,8 +2041,10 @@ def plot_history(history: Sequence[Row]) -> Any:
     if "rmse" in panels:
         panels.pop("mse", None)
 
-    epochs, best = range(1, len(history) + 1), _best(history)
-    figure = _figure(7, 2.5 * len(panels))
+    best = _best(history)
+    epochs = range(1, len(history) + 1)
+    figure = _figure()
+    figure.set_figheight(2.5 * len(panels))
     grid = figure.subplot_mosaic([[measure] for measure in panels], sharex=True)
     for measure, axes in grid.items():
         for key, values in panels[measure].items():
@@ -2066,7 +2072,7 @@ def plot_predictions(
     >>> train, test = split(make_data())
     >>> plot_predictions(train, test, test[1] + 0.1).savefig("line.png")
     """
-    figure = _figure(7, 5)
+    figure = _figure()
     axes = figure.subplots()
     axes.scatter(*train, s=8, color="blue", label="training data")
     axes.scatter(*test, s=8, color="green", label="test data")
@@ -2077,10 +2083,10 @@ def plot_predictions(
     return figure
 
 
-def _figure(width, height):
+def _figure():
     """A Figure without pyplot: nothing global, no window, no display needed."""
     module = _import_extra("matplotlib.figure", "plots need", "matplotlib")
-    return module.Figure((width, height), layout="constrained")
+    return module.Figure(layout="constrained")
 
 
 def _import_extra(module, what, *packages):
