@@ -2074,9 +2074,9 @@ def plot_predictions(
     """
     figure = _figure()
     axes = figure.subplots()
-    axes.scatter(*train, s=8, color="blue", label="training data")
-    axes.scatter(*test, s=8, color="green", label="test data")
-    if prediction is not None:
+    axes.scatter(*train, color="blue", label="training data")
+    axes.scatter(*test, color="green", label="test data")
+    if prediction is not None:  # smaller, so that the targets show behind it
         axes.scatter(test[0], prediction, s=8, color="red", label="prediction")
     axes.legend()
 
@@ -2133,6 +2133,8 @@ def export(
     rows = torch.cat([example, example[:1]]).cpu()
     disabled = logging.root.manager.disable
     logging.disable()
+    # which would go into the file, with the paths of this machine
+    torch.fx.config.do_not_emit_stack_traces = True
     try:
         with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()):
             # in a Sequential, whose forward has one argument, by the name of input
@@ -2154,6 +2156,7 @@ def export(
         raise ValueError(f"{path} was not written: {reason:.250}") from error
     finally:
         logging.disable(disabled)
+        torch.fx.config.do_not_emit_stack_traces = False
 
     return _write(path, content)
 
@@ -2164,10 +2167,6 @@ def _convert(model, rows, suffix, metadata):
     shapes = ({0: torch.export.Dim("batch")},)
     program = torch.export.export(model, (rows,), dynamic_shapes=shapes)
     program.example_inputs = None  # somebody's rows
-    # paths of this machine; a condition has graphs of its own
-    for module in program.graph_module.modules():
-        for node in module.graph.nodes:
-            node.meta.pop("stack_trace", None)
 
     if suffix == ".pt2":
         buffer = io.BytesIO()
