@@ -19,19 +19,19 @@ prints:
     bias          0.1288
 
     kit.summary of Line
-    name    shape      count  trained      values
-    ------  -------  -------  ---------  --------
-    weight  (1,)           1  yes          0.3367
-    bias    (1,)           1  yes          0.1288
+    name    shape      count  trained
+    ------  -------  -------  ---------
+    weight  (1,)           1  yes
+    bias    (1,)           1  yes
     2 parameters, 2 of them trained
 
     kit.summary of a larger model
-    name      shape           count  trained    values
-    --------  ------------  -------  ---------  ----------------------------
-    0.weight  (1000, 1000)  1000000  yes        mean -2.427e-05, std 0.01825
-    0.bias    (1000,)          1000  yes        mean 0.0003705, std 0.01807
-    2.weight  (1, 1000)        1000  yes        mean -0.000354, std 0.01793
-    2.bias    (1,)                1  yes        0.008779
+    name      shape           count  trained
+    --------  ------------  -------  ---------
+    0.weight  (1000, 1000)  1000000  yes
+    0.bias    (1000,)          1000  yes
+    2.weight  (1, 1000)        1000  yes
+    2.bias    (1,)                1  yes
     1,002,001 parameters, 1,002,001 of them trained
 
     the untrained Line on the 10 test rows
