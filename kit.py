@@ -182,7 +182,7 @@ def split(
     >>> len(train[0]), len(test[0])
     (40, 10)
     """
-    n = _length(data)
+    n = len(_dataset(data))
     if not math.isclose(sum(ratios), 1) or min(ratios) <= 0:
         raise ValueError(f"ratios must be above 0 and sum to 1, got {tuple(ratios)}")
     # 50 * 0.58 is 28.999999999999996
@@ -195,7 +195,7 @@ def split(
     if seed is not None:
         order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     if stratify is not None:
-        _length((order, stratify))
+        _dataset((order, stratify))  # raises unless both are of one length
         classes = stratify[order]
         places = torch.empty(n)
         for label in classes.unique():
@@ -211,14 +211,13 @@ def split(
     return tuple(zip(*(t[order].split(sizes) for t in data)))
 
 
-def _length(data):
-    """The number of rows of a tuple of tensors (N, ...), or of a Dataset."""
+def _dataset(data):
+    """A Dataset of a tuple of tensors (N, ...); a Dataset with a length as it is."""
     if isinstance(data, Dataset) and hasattr(data, "__len__"):
-        return len(data)
-    if isinstance(data, tuple | list) and all(map(torch.is_tensor, data)):
-        lengths = {len(t) for t in data}
-        if len(lengths) == 1:
-            return lengths.pop()
+        return data
+    tensors = isinstance(data, tuple | list) and all(map(torch.is_tensor, data))
+    if tensors and len({len(t) for t in data}) == 1:
+        return TensorDataset(*data)
 
     raise TypeError(
         "data must be a tuple of tensors, or a Dataset with a length, and stratify a "
@@ -249,7 +248,8 @@ def make_loader(
     >>> [len(x) for x, y in make_loader(make_data(), batch_size=20)]
     [20, 20, 10]
     """
-    n = _length(data)
+    data = _dataset(data)
+    n = len(data)
     if batch_size is None:
         batch_size = n
     _at_least("rows of data", n, batch_size if drop_last else 1)
@@ -259,8 +259,6 @@ def make_loader(
         steps = in_pass
     _at_least("steps", steps, 1)
 
-    if isinstance(data, tuple | list):
-        data = TensorDataset(*data)
     # a subclass may compute its rows, so only the class itself is read by batches
     if type(data) is TensorDataset and collate_fn is None:
         data = _Tensors(*data.tensors)
@@ -406,7 +404,10 @@ def _map(function, nest):
         # a named tuple takes its items one by one
         return type(nest)(*items) if hasattr(nest, "_fields") else type(nest)(items)
     if isinstance(nest, Mapping):
-        return {key: _map(function, value) for key, value in nest.items()}
+        made = copy.copy(nest)  # of its own type, such as a ModelOutput
+        for key, value in nest.items():
+            made[key] = _map(function, value)
+        return made
 
     return function(nest)
 
@@ -601,7 +602,7 @@ def summary(model: nn.Module) -> str:
     >>> print(summary(nn.Linear(2, 1, bias=False).requires_grad_(False)).splitlines()[0])
     name    shape      count  trained
     """
-    rows = []
+    rows, model = [], unwrap(model)
     for name, tensor in model.state_dict(keep_vars=True).items():
         trained = "yes" if tensor.requires_grad else "no"
         if not isinstance(tensor, nn.Parameter):
@@ -1843,7 +1844,8 @@ def is_best(
     ...         mode="max")
     True
     """
-    return 0 < _best(history, key, mode, min_delta) == len(history)
+    best = _best(history, key, mode, min_delta)
+    return best > 0 and best == len(history)
 
 
 def _best(history, key=None, mode=None, min_delta=0.0):
@@ -1937,7 +1939,7 @@ def confusion_matrix(prediction: Tensor, target: Tensor) -> Tensor:
     if prediction.isnan().any():
         raise ValueError("prediction must be numbers, got NaN")
     classes = 0  # as many as occur
-    if prediction.ndim == 2 and prediction.shape[1] > 1:  # scores
+    if prediction.ndim > target.ndim and prediction.shape[1] > 1:  # scores
         classes, prediction = prediction.shape[1], prediction.argmax(1)
     elif prediction.is_floating_point():  # logits of class 1
         classes, prediction = 2, prediction.flatten() > 0
@@ -1951,8 +1953,8 @@ def confusion_matrix(prediction: Tensor, target: Tensor) -> Tensor:
         raise ValueError(f"class numbers {must}, got {low} to {high}")
 
     # each pair of classes as one number
-    counts = (pairs[0] * classes + pairs[1]).bincount(minlength=classes**2)
-    return counts.view(classes, classes)
+    numbers = (pairs[0] * classes + pairs[1]).flatten()
+    return numbers.bincount(minlength=classes**2).view(classes, classes)
 
 
 def _check_pair(prediction, target):
@@ -1985,7 +1987,8 @@ def progress(state: State, *, epochs: int | None = None) -> None:
     epochs = epochs or state.config.get("epochs")
     last_epoch, last_time = _printed
     now = time.monotonic()
-    if now - last_time < 1 and epoch != epochs:
+    same_run = epoch > last_epoch
+    if same_run and now - last_time < 1 and epoch != epochs:
         return
 
     line = f"epoch {epoch}"
@@ -1996,7 +1999,7 @@ def progress(state: State, *, epochs: int | None = None) -> None:
         if key in row:
             line += f"  {key} {row[key]:.4g}"
     seconds = sum(row["seconds"] for row in state.history)
-    if epoch > last_epoch:  # of the same run: go one line up, and clear it
+    if same_run:  # go one line up, and clear it
         line = f"\x1b[A\x1b[K{line}"
     click.echo(f"{line}  {seconds:.1f} s")  # without these codes, but on a terminal
     _printed[:] = epoch, now
@@ -2059,6 +2062,7 @@ def plot_predictions(
     axes.scatter(*test, color="green", label="test data")
     if prediction is not None:  # smaller, so that the targets show behind it
         axes.scatter(test[0], prediction, s=8, color="red", label="prediction")
+    axes.set(xlabel="input", ylabel="target")
     axes.legend()
 
     return figure
@@ -2076,7 +2080,7 @@ def _import_extra(module, what, *packages):
         return importlib.import_module(module)
     except ImportError:
         fix = f"pip install {' '.join(packages)}"
-        raise ImportError(f"{what} {packages[0]}: {fix}") from None
+        raise ImportError(f"{what} {module.partition('.')[0]}: {fix}") from None
 
 
 # ------------------------------------------------------------------- 10 export
@@ -2108,7 +2112,8 @@ def export(
     _check_type("example", example, Tensor)
     _at_least("rows of example", len(example), 1)
     if path.suffix == ".onnx":
-        _import_extra("onnxscript", "ONNX needs", "onnxscript", "onnxruntime")
+        for package in ("onnxscript", "onnxruntime"):
+            _import_extra(package, ".onnx needs", "onnxscript", "onnxruntime")
 
     # a row more than the example has, whose number might be taken for a constant
     rows = torch.cat([example, example[:1]]).cpu()

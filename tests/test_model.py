@@ -60,12 +60,10 @@ def test_the_summary_has_every_parameter_and_buffer():
     *lines, total = kit.summary(model).splitlines()[2:]
     shown = {line.split()[0]: line for line in lines}
     assert shown.keys() == model.state_dict().keys()
-    weight, bias = model[0].weight.detach().double(), model[2].bias
-    values = f"mean {weight.mean():.4g}, std {weight.std():.4g}"
     for name, words in (
-        ("0.weight", ("(5, 30)", "150", "yes", values)),
+        ("0.weight", ("(5, 30)", "150", "yes")),
         ("1.running_var", ("(5,)", "5", "buffer")),
-        ("2.bias", ("(1,)", "1", "no", f"{bias.item():.4g}")),
+        ("2.bias", ("(1,)", "1", "no")),
     ):
         assert all(word in shown[name] for word in words)
     assert total == "171 parameters, 165 of them trained"
