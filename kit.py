@@ -575,9 +575,9 @@ class Standardize(nn.Module):
         rows = rows.double()
         mean = rows.nanmean(0)
         std = (rows - mean).square().nanmean(0).sqrt()
-        self.mean = nn.Buffer(mean.nan_to_num().float())
+        self.mean = nn.Buffer(mean.nan_to_num())
         spreads = std > 1e-14 * mean.abs()  # less is rounding, of a constant
-        self.std = nn.Buffer(torch.where(spreads, std, 1).float())
+        self.std = nn.Buffer(torch.where(spreads, std, 1))
 
         # of each output: whether it is of a category, its column, its code
         outputs = sorted(
@@ -586,12 +586,13 @@ class Standardize(nn.Module):
             for code in range(count or 1)
         )
         self.outputs = nn.Buffer(torch.tensor(outputs))
+        self.float()  # which leaves the whole numbers of outputs as they are
 
     def forward(self, x: Tensor) -> Tensor:
         if self.inverse:
             return x * self.std + self.mean
         scaled = ((x - self.mean) / self.std).nan_to_num()
-        if not len(self.outputs):
+        if not len(self.outputs):  # numbers alone, in rows of any shape
             return scaled
         of_category, column, code = self.outputs.T
         return torch.where(of_category > 0, x[:, column] == code, scaled[:, column])
@@ -2252,8 +2253,8 @@ def read_table(
 ) -> Table:
     r"""Read a .csv, .tsv or .parquet file by pandas; its first line is a header.
 
-    Numbers and booleans stay numbers, text becomes the codes of its categories; both
-    may have gaps. A column that only counts the rows is left out. A target of text,
+    Numbers, with a decimal point, and booleans stay numbers, text becomes the codes of
+    its categories; both may have gaps, also written as ?, - or a point. A column that only counts the rows is left out. A target of text,
     booleans or at most 20 different whole numbers is a classification, else a
     regression; task says otherwise. like is an earlier Table, to read a file as it was.
 
@@ -2267,7 +2268,10 @@ def read_table(
     path = Path(path)
     # 1. the rows; what was text in the first file may be numbers in this one
     texts = dict.fromkeys(like.categories, str) if like else None
-    frame = _read_frame(path, dtype=texts, na_values=["?", "-", "."]).convert_dtypes()
+    frame = _read_frame(path, dtype=texts, na_values=["?", "-", "."])
+    # to types that know gaps: beside one, 3 is whole still, and True a boolean
+    frame = frame.convert_dtypes()
+
     targets = [target] if target else []
     for name in (*(like.columns if like else drop), *targets):
         if name not in frame:
@@ -2298,7 +2302,7 @@ def read_table(
     columns = [
         _encode(path, kept[name], table.categories.get(name)) for name in table.columns
     ]
-    X = torch.tensor(np.column_stack(columns)).float()
+    X = torch.from_numpy(np.column_stack(columns)).float()
     return table._replace(inputs=X, targets=y, skipped=skipped)
 
 
@@ -2322,12 +2326,15 @@ def _read_frame(path, **options):
             with suppress(UnicodeDecodeError):
                 # the separator that finds the most names in the header
                 sep = max(",;\t|", key=lambda sep: read(sep=sep, nrows=0).shape[1])
-                # it warns of text after many rows of numbers: all of it should be text
+                # it warns where text comes after many rows that it took for numbers;
+                # read all at once, which is slower, they are text too
                 with suppress(Warning), warnings.catch_warnings(action="error"):
                     return read(sep=sep)
-                return read(sep=sep, low_memory=False)  # at once, which is slower
+                return read(sep=sep, low_memory=False)
     except Exception as error:  # noqa: BLE001, pandas' own, and what unpacks a file raises
-        raise ValueError(f"{path.name} cannot be read: {' '.join(str(error).split())}") from None
+        raise ValueError(
+            f"{path.name} cannot be read: {' '.join(str(error).split())}"
+        ) from None
 
 
 _DATE = r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?|\d{1,2}:\d\d.*"
@@ -2358,7 +2365,7 @@ def _learn_table(path, frame, target, task):
         # 0, 1, 2 ... or 1, 2, 3 ..., or the index that pandas and R write
         if kind in "iu" and (
             name in ("rownames", "Unnamed: 0")
-            or {*(column - column.index).unique()} in ({0}, {1})
+            or set((column - column.index).unique()) in ({0}, {1})
         ):
             skipped += (f"{name}, which counts the rows",)
             continue
@@ -2381,7 +2388,7 @@ def _learn_table(path, frame, target, task):
 
 
 def _find_names(column):
-    """The different values of a column, as text, in their own order: 2 before 10."""
+    """The different values of a column as text, in the values' order: 2 before 10."""
     return column.astype("category").cat.categories.astype("string")
 
 
