@@ -46,7 +46,6 @@ import logging
 import math
 import pickle
 import random
-import re
 import sys
 import time
 import warnings
@@ -558,42 +557,36 @@ class Standardize(nn.Module):
     tensor([[3., 0.]])
     """
 
-    mean: Tensor
-    std: Tensor
-    numbers: Tensor
-    pairs: Tensor
-
     def __init__(
         self, rows: Tensor, *, categories: Sequence[int] = (), inverse: bool = False
     ):
         super().__init__()
-        self.inverse, self.categories = inverse, tuple(categories)
+        self.inverse = inverse
         # in float64 and two passes: a column may be large and its spread small
         rows = rows.double()
         mean = rows.nanmean(0)
         std = (rows - mean).square().nanmean(0).sqrt()
-        self.register_buffer("mean", mean.nan_to_num(0).float())
+        self.mean = nn.Buffer(mean.nan_to_num())
         spreads = std > 1e-14 * mean.abs()  # less is rounding, of a constant
-        self.register_buffer("std", torch.where(spreads, std, 1.0).float())
+        self.std = nn.Buffer(torch.where(spreads, std, 1))
 
-        # which columns are numbers, and the (column, code) of each one-hot column
-        numbers = [i for i, count in enumerate(categories) if not count]
-        pairs = [
-            (i, code) for i, count in enumerate(categories) for code in range(count)
-        ]
-        self.register_buffer("numbers", torch.tensor(numbers, dtype=torch.long))
-        self.register_buffer(
-            "pairs", torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
+        # of each output: whether it is of a category, its column, its code
+        outputs = sorted(
+            (count > 0, i, code)
+            for i, count in enumerate(categories)
+            for code in range(count or 1)
         )
+        self.outputs = nn.Buffer(torch.tensor(outputs))
+        self.float()  # which leaves the whole numbers of outputs as they are
 
     def forward(self, x: Tensor) -> Tensor:
         if self.inverse:
             return x * self.std + self.mean
-        scaled = ((x - self.mean) / self.std).nan_to_num(0)
-        if not self.categories:
+        scaled = ((x - self.mean) / self.std).nan_to_num()
+        if not len(self.outputs):  # numbers alone, in rows of any shape
             return scaled
-        column, code = self.pairs.T
-        return torch.cat([scaled[:, self.numbers], (x[:, column] == code).float()], 1)
+        of_category, column, code = self.outputs.T
+        return torch.where(of_category > 0, x[:, column] == code, scaled[:, column])
 
 
 def summary(model: nn.Module) -> str:
@@ -2194,8 +2187,8 @@ def read_table(
 ) -> Table:
     r"""Read a .csv, .tsv or .parquet file by pandas; its first line is a header.
 
-    Numbers and booleans stay numbers, text becomes the codes of its categories; both
-    may have gaps. A column that only counts the rows is left out. A target of text,
+    Numbers, with a decimal point, and booleans stay numbers, text becomes the codes of
+    its categories; both may have gaps, also written as ?, - or a point. A column that only counts the rows is left out. A target of text,
     booleans or at most 20 different whole numbers is a classification, else a
     regression; task says otherwise. like is an earlier Table, to read a file as it was.
 
@@ -2208,19 +2201,21 @@ def read_table(
     """
     path = Path(path)
     # 1. the rows; what was text in the first file may be numbers in this one
-    dtype = dict.fromkeys(like.categories, str) if like else None
-    frame = _read_frame(path, dtype=dtype, na_values=["?", "-", "."])
+    texts = dict.fromkeys(like.categories, str) if like else None
+    frame = _read_frame(path, dtype=texts, na_values=["?", "-", "."])
+    # to types that know gaps: beside one, 3 is whole still, and True a boolean
+    frame = frame.convert_dtypes()
+
     targets = [target] if target else []
-    wanted = [*(like.columns if like else drop), *targets]
-    missing = ", ".join(set(wanted) - set(frame))
-    if missing:
-        raise ValueError(
-            f"{path.name} has no column {missing}, only: {', '.join(map(str, frame))}"
-        )
+    for name in (*(like.columns if like else drop), *targets):
+        if name not in frame:
+            raise ValueError(
+                f"{path.name} has no column {name}, only: {', '.join(frame)}"
+            )
 
     # 2. what the columns are; rows without a target teach nothing
     kept = frame.dropna(subset=targets)
-    table = like or _learn_table(path.name, kept.drop(columns=[*drop]), target, task)
+    table = like or _learn_table(path, kept.drop(columns=[*drop]), target, task)
     if kept.empty or not table.columns:
         raise ValueError(f"{path.name} has no rows, or no column of inputs")
     skipped = table.skipped
@@ -2228,24 +2223,25 @@ def read_table(
         skipped += (f"{len(frame) - len(kept)} rows without {target}",)
 
     # 3. the numbers
-    X = np.empty((len(kept), len(table.columns)), np.float32)
-    for i, name in enumerate(table.columns):
-        X[:, i] = _encode(path.name, kept[name], table.categories.get(name))
     y = None
     if target:
-        y = torch.tensor(_encode(path.name, kept[target], table.classes))
+        y = torch.tensor(_encode(path, kept[target], table.classes))
         if not table.classes:
             y = y.float()[:, None]
         elif y.min() < 0:  # a class that the first file did not have
-            unknown = str(kept[target].iloc[int(y.argmin())])
-            must = f"must be one of {', '.join(table.classes)}, got {unknown!r}"
-            raise ValueError(f"{path.name}: {target} {must}")
-
-    return table._replace(inputs=torch.from_numpy(X), targets=y, skipped=skipped)
+            raise ValueError(
+                f"{path.name}: {target} must be one of {', '.join(table.classes)}, got "
+                f"'{kept[target].iloc[int(y.argmin())]}'"
+            )
+    columns = [
+        _encode(path, kept[name], table.categories.get(name)) for name in table.columns
+    ]
+    X = torch.from_numpy(np.column_stack(columns)).float()
+    return table._replace(inputs=X, targets=y, skipped=skipped)
 
 
 def _read_frame(path, **options):
-    """The file as a pandas DataFrame, whatever its encoding."""
+    """The file as a pandas DataFrame, whatever its encoding and its separator."""
     pandas = _import_extra("pandas", "tables need", "pandas")
     if not path.is_file():  # a config may name a device, a pipe or a web address
         raise FileNotFoundError(f"{path} is no file")
@@ -2253,115 +2249,94 @@ def _read_frame(path, **options):
     try:
         if path.suffix == ".parquet":
             return pandas.read_parquet(path)
-        options |= {"skipinitialspace": True}
         for encoding in ("utf-8", "cp1252", "latin-1"):  # the last takes any bytes
+            read = partial(
+                pandas.read_csv,
+                path,
+                encoding=encoding,
+                skipinitialspace=True,
+                **options,
+            )
             with suppress(UnicodeDecodeError):
-                return _read_csv(
-                    partial(pandas.read_csv, path, encoding=encoding, **options)
-                )
+                # the separator that finds the most names in the header
+                sep = max(",;\t|", key=lambda sep: read(sep=sep, nrows=0).shape[1])
+                # it warns where text comes after many rows that it took for numbers;
+                # read all at once, which is slower, they are text too
+                with suppress(Warning), warnings.catch_warnings(action="error"):
+                    return read(sep=sep)
+                return read(sep=sep, low_memory=False)
     except Exception as error:  # noqa: BLE001, pandas' own, and what unpacks a file raises
-        reason = str(error).split("\n")[0]
-        raise ValueError(f"{path.name} cannot be read: {reason}") from None
-
-
-def _read_csv(read):
-    """What read gives, with the file's own separator and decimal mark."""
-    # the separator that finds the most names in the header
-    sep = max(",;\t|", key=lambda sep: len(read(sep=sep, nrows=0).columns))
-    read = partial(read, sep=sep)
-    if sep == ";":  # in much of Europe 1,5 is a number
-        head = partial(read, nrows=100)
-        decimal = max(
-            ".,", key=lambda mark: len(head(decimal=mark).select_dtypes("number").T)
-        )
-        read = partial(read, decimal=decimal)
-
-    mixed = sys.modules["pandas"].errors.DtypeWarning
-    with suppress(mixed), warnings.catch_warnings(action="error", category=mixed):
-        return read()
-    return read(low_memory=False)  # text after many rows of numbers: 3 times as slow
+        raise ValueError(
+            f"{path.name} cannot be read: {' '.join(str(error).split())}"
+        ) from None
 
 
 _DATE = r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?|\d{1,2}:\d\d.*"
 
 
-def _learn_table(file, frame, target, task):
+def _learn_table(path, frame, target, task):
     """A Table without rows: which columns are inputs, the names of categories, classes."""
-    classes = _learn_classes(file, frame.pop(target), task) if target else ()
-    columns, categories, skipped, refused = [], {}, [], []
+    columns, categories, classes, skipped, refused = (), {}, (), (), []
+
+    if target:
+        column = frame.pop(target)
+        kind = column.dtype.kind
+        number = column.nunique() > 20 if kind in "iu" else kind == "f"
+        task = task or ("regression" if number else "classification")
+        if task == "classification":
+            classes = tuple(_find_names(column))
+            if not 2 <= len(classes) <= max(20, len(column) / 2):
+                raise ValueError(
+                    f"{path.name}: {target} must have 2 classes or more, and 2 rows of each, "
+                    f"got {len(classes)} classes in {len(column)} rows: "
+                    f"{', '.join(classes):.50}"
+                )
+        elif task != "regression":
+            raise ValueError(f"task must be regression or classification, got {task!r}")
+
     for name, column in frame.items():
+        kind = column.dtype.kind
         # 0, 1, 2 ... or 1, 2, 3 ..., or the index that pandas and R write
-        if column.dtype.kind == "i" and (
+        if kind in "iu" and (
             name in ("rownames", "Unnamed: 0")
-            or list((column - column.index).unique()) in ([0], [1])
+            or set((column - column.index).unique()) in ({0}, {1})
         ):
-            skipped.append(f"{name}, which counts the rows")
+            skipped += (f"{name}, which counts the rows",)
             continue
 
-        columns.append(name)
-        known = column.dropna()
-        if known.infer_objects().dtype.kind in "biuf":
-            continue  # numbers or booleans
-        found = _find_names(known)
-        dates = [text for text in found if re.fullmatch(_DATE, text)]
-        # there may be a slip among the dates
-        if len(dates) > 0.9 * len(found) or len(found) > max(20, len(known) / 2):
-            refused.append(name)
-        categories[name] = found
+        columns += (name,)
+        if kind not in "iufb":
+            names = _find_names(column)
+            categories[name] = tuple(names)
+            dates = names.str.fullmatch(_DATE).sum()
+            # there may be a slip among the dates
+            if dates > 0.9 * len(names) or len(names) > max(20, column.count() / 2):
+                refused.append(name)
 
     if refused:
         raise ValueError(
-            f"{file} has columns of dates, or of text that is mostly different: leave "
+            f"{path.name} has columns of dates, or of text that is mostly different: leave "
             f"them out with --drop {','.join(refused)}"
         )
-    return Table(None, None, tuple(columns), categories, classes, tuple(skipped))
-
-
-def _learn_classes(file, target, task):
-    """The names of the target's classes; () where it is a number."""
-    if task not in (None, "regression", "classification"):
-        raise ValueError(f"task must be regression or classification, got {task!r}")
-    if not task and target.dtype.kind in "iuf":  # booleans are classes
-        few = target.nunique() <= 20 and (target % 1 == 0).all()
-        task = "classification" if few else "regression"
-    if task == "regression":
-        return ()
-
-    classes = _find_names(target)
-    if not 2 <= len(classes) <= max(20, len(target) / 2):
-        raise ValueError(
-            f"{file}: {target.name} must have 2 classes or more, and 2 rows of each, got "
-            f"{len(classes)} classes in {len(target)} rows: {', '.join(classes):.50}"
-        )
-    return classes
+    return Table(None, None, columns, categories, classes, skipped)
 
 
 def _find_names(column):
-    """The names of the categories or classes in a column without gaps, in order."""
-    return tuple(dict.fromkeys(_names(sorted(column.unique()))))
+    """The different values of a column as text, in the values' order: 2 before 10."""
+    return column.astype("category").cat.categories.astype("string")
 
 
-def _names(values):
-    names = []
-    for value in values:
-        name = str(value).strip()
-        if isinstance(value, float):  # 3.0, a whole number beside gaps, is 3
-            name = name.removesuffix(".0")
-        names.append(name)  # a text keeps its .0
-    return names
-
-
-def _encode(file, column, names):
-    """Each value's place in names, -1 for gaps and others; without names, the number."""
+def _encode(path, column, names):
+    """Each value's place among names, -1 where it has none; without names, the number."""
     if names:
-        codes, found = column.factorize()
-        places = sys.modules["pandas"].Index(names).get_indexer(_names(found))
-        return np.append(places, -1)[codes]  # a gap has the code -1, the last place
+        import pandas  # type: ignore[import-untyped]
+
+        return pandas.Index(names).get_indexer(column.astype("string"))
 
     try:
-        return column.to_numpy(np.float64, na_value=np.nan)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file}, column {column.name}: {error}") from None
+        return column.astype(float).to_numpy()
+    except ValueError as error:
+        raise ValueError(f"{path.name}, column {column.name}: {error}") from None
 
 
 class _Group(click.Group):
