@@ -2188,9 +2188,10 @@ def read_table(
     r"""Read a .csv, .tsv or .parquet file by pandas; its first line is a header.
 
     Numbers, with a decimal point, and booleans stay numbers, text becomes the codes of
-    its categories; both may have gaps, also written as ?, - or a point. A column that only counts the rows is left out. A target of text,
-    booleans or at most 20 different whole numbers is a classification, else a
-    regression; task says otherwise. like is an earlier Table, to read a file as it was.
+    its categories; both may have gaps, also written as ?, - or a point. A column that
+    only counts the rows is left out. A target of text, booleans or at most 20 different
+    whole numbers is a classification, else a regression; task says otherwise. like is an
+    earlier Table, to read a file as it was.
 
     Raises ValueError for columns of dates, or of text that is mostly different.
 
@@ -2219,8 +2220,9 @@ def read_table(
     if kept.empty or not table.columns:
         raise ValueError(f"{path.name} has no rows, or no column of inputs")
     skipped = table.skipped
-    if len(kept) < len(frame):
-        skipped += (f"{len(frame) - len(kept)} rows without {target}",)
+    note = f"{len(frame) - len(kept)} rows without {target}"
+    if len(kept) < len(frame) and note not in skipped:  # of a file that is read again
+        skipped += (note,)
 
     # 3. the numbers
     y = None
@@ -2236,7 +2238,7 @@ def read_table(
     columns = [
         _encode(path, kept[name], table.categories.get(name)) for name in table.columns
     ]
-    X = torch.from_numpy(np.column_stack(columns)).float()
+    X = torch.from_numpy(np.stack(columns, 1, dtype=np.float32))
     return table._replace(inputs=X, targets=y, skipped=skipped)
 
 

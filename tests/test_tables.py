@@ -55,12 +55,6 @@ def test_other_separators_are_found(separator):
     assert (table.columns, table.categories) == (expected.columns, expected.categories)
 
 
-def test_a_decimal_comma_goes_with_semicolons():
-    table = read("a;y\n1,5;2,5\n2;30\n-0,25;4,75\n", target="y")
-    assert table.inputs.tolist() == [[1.5], [2.0], [-0.25]]
-    assert table.targets.tolist() == [[2.5], [30.0], [4.75]]
-
-
 def test_compressed_files_and_other_encodings_are_read():
     expected = read(RAW)
     for name, content in (
