@@ -138,6 +138,19 @@ def test_totals_weigh_micro_batches_by_their_weight(accumulate):
     assert totals["twice"] == pytest.approx(2 * totals["weight"], rel=1e-6)
 
 
+def test_totals_beside_the_loss_are_in_the_row():
+    model, (x, y) = still_state().model, classes(22)
+    y[:7] = -1  # the first batch has a weight of 0
+    expected = weighted_mean(model(x), y).item()
+    loader = kit.make_loader((x, y), batch_size=6)
+    options = {"loss_fn": weighted, "epochs": 1}
+    (row,) = kit.fit(still_state(model), loader, loader, **options).history
+    for part in ("train", "val"):
+        found = row[f"{part}_loss"], row[f"{part}_twice"]
+        assert found == pytest.approx((expected, 2), rel=1e-6)
+    assert not {"train_weight", "val_weight"} & row.keys()
+
+
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize(
     "wrap", [lambda model: model, partial(kit.amp, precision="fp16")]
