@@ -96,19 +96,26 @@ def weighted(outputs, targets):
 
 
 class Step:
-    """train_step that keeps batches, totals and rates, and may get a signal."""
+    """train_step that keeps batches, totals and rates, and may get a signal.
+
+    `before` and `after` are called with the state before and after the step.
+    """
 
     def __init__(self, signal_at=-1, number=signal.SIGTERM, **bound):
+        self.before = bound.pop("before", lambda state: None)
+        self.after = bound.pop("after", lambda state: None)
         self.signal_at, self.number, self.bound = signal_at, number, bound
         self.batches, self.totals, self.lrs = [], [], []
 
     def __call__(self, state, batch, **options):
+        self.before(state)
         if state.step == self.signal_at:
             signal.raise_signal(self.number)
         self.batches.append(batch)
         self.lrs.append(state.optimizer.param_groups[0]["lr"])
         state, totals = kit.train_step(state, batch, **self.bound, **options)
         self.totals.append(totals)
+        self.after(state)
         return state, totals
 
 

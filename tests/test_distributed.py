@@ -211,13 +211,12 @@ def all_reduces():
         counts[-1] += 1
         return allreduce_hook(group, bucket)
 
-    def step(state, batch, **options):
+    def before(state):
         if not counts:
             state.model.register_comm_hook(None, counted)
         counts.append(0)
-        return kit.train_step(state, batch, accumulate=4, **options)
 
-    fit(step=step)
+    fit(step=helpers.Step(accumulate=4, before=before))
     return counts
 
 
@@ -323,16 +322,16 @@ def interrupted(number, where, which):
             sent.append(time.time())
             signal.raise_signal(number)
 
-    def step(state, batch, **options):
+    def before(state):
         if where == "training":
             send(state.step - 4)
-        return kit.train_step(state, batch, **options)
 
     def at(i):
         if where == "validation":
             send(i)
         time.sleep(0.1)
 
+    step = helpers.Step(before=before)
     with pytest.raises((SystemExit, KeyboardInterrupt)) as caught:
         fit(None, None, Validation(at), step=step, checkpoint="run")
     return sent, time.time(), getattr(caught.value, "code", None), dist.is_initialized()
