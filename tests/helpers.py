@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -173,6 +174,21 @@ def refused(words, kinds=(TypeError, ValueError)):
     with pytest.raises(kinds, match=words) as error:
         yield
     one_line(error)
+
+
+# ------------------------------------------------------------------- the command line
+
+
+def invoke(command, *more):
+    """What becomes of a command of kit's."""
+    return CliRunner().invoke(kit.main, [*command.split(), *map(str, more)])
+
+
+def call(command, *more):
+    """What a command prints; it must succeed without a word on stderr."""
+    result = invoke(command, *more)
+    assert result.exit_code == 0 and not result.stderr, result.output
+    return result.stdout
 
 
 # ----------------------------------------------------------------- starting processes

@@ -17,8 +17,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
-from helpers import ROOT, assert_same, content, python, start, wait_for
+from helpers import (
+    ROOT,
+    assert_same,
+    call,
+    content,
+    invoke,
+    make_state,
+    python,
+    start,
+    wait_for,
+)
 
 import kit
 
@@ -30,20 +39,9 @@ LINEAR |= {200: (0.010256, 0.000331), 201: (0.001265, 0.013802)}
 TWO_PARAMETERS = {1: (0.312881, 0.481065), 51: (0.041679, 0.099199)}
 
 
-def invoke(*arguments):
-    return CliRunner().invoke(kit.main, [str(a) for a in arguments])
-
-
-def call(command, *more):
-    """What a command prints; it must succeed without a word on stderr."""
-    result = invoke(*command.split(), *more)
-    assert result.exit_code == 0 and not result.stderr, result.output
-    return result.stdout
-
-
 def refused(command, *more):
     """The line in which a mistake is answered, and the exit status."""
-    result = invoke(*command.split(), *more)
+    result = invoke(command, *more)
     assert isinstance(result.exception, SystemExit), repr(result.exception)
     *before, line = result.stderr.splitlines()
     assert line.startswith("Error: ") and line.isprintable() and len(line) > 10
@@ -307,9 +305,7 @@ def prepared(tmp_path_factory):
         for value in filter(torch.is_floating_point, saved["model"].values()):
             value.fill_(torch.nan)
         torch.save(saved, "nan.pt")
-        model = torch.nn.Linear(1, 1)
-        state = kit.make_state(model, torch.optim.SGD(model.parameters(), lr=0.1))
-        kit.save_checkpoint(state, "library/last.pt")
+        kit.save_checkpoint(make_state(), "library/last.pt")
         Path("in_the_way").write_text("a file")
         Path("models_of_mine.py").write_text(MODELS)
         Path("syntax.py").write_text("def (:\n")
@@ -369,8 +365,7 @@ def test_a_used_folder_is_left_alone_unless_overwritten(files):
 
 
 def test_a_folder_in_use_keeps_its_files():
-    lines, model = [], torch.nn.Linear(1, 1)
-    state = kit.make_state(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    lines, state = [], make_state(torch.nn.Linear(1, 1))
 
     def overwrite(state):
         if len(state.history) == 2:
@@ -657,7 +652,7 @@ def test_a_mistake_is_answered_in_one_line(files, command, words):
 
 
 def test_ctrl_c_in_a_command_is_quiet_and_its_status_130(files):
-    result = invoke(*f"{FIT} --model models_of_mine:stops".split())
+    result = invoke(f"{FIT} --model models_of_mine:stops")
     assert result.exit_code == 130 and not result.output
 
 

