@@ -85,6 +85,20 @@ def make_state(model=None, *, optimizer=torch.optim.Adam, scheduler=None, lr=0.0
     return kit.make_state(model, optimizer, scheduler=scheduler)
 
 
+def partly_compiled(model):
+    model[0] = torch.compile(model[0], backend="eager")
+    return model
+
+
+WRAPS = {
+    "bare": lambda model: model,
+    "bf16": lambda model: kit.amp(model, "bf16"),
+    "fp16": lambda model: kit.amp(model, "fp16"),
+    "compiled in part": partly_compiled,
+    "compiled fp16": lambda m: torch.compile(kit.amp(m, "fp16"), backend="eager"),
+    "bf16 compiled": lambda m: kit.amp(torch.compile(m, backend="eager"), "bf16"),
+}
+
 CLASS_WEIGHTS = torch.tensor([0.1, 3.0, 0.5, 1.0])
 weighted_mean = partial(F.cross_entropy, weight=CLASS_WEIGHTS, ignore_index=-1)
 

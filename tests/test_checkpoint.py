@@ -12,7 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import assert_same, content, make_state, mlp, refused, start, table
+from helpers import (
+    WRAPS,
+    assert_same,
+    content,
+    make_state,
+    mlp,
+    refused,
+    start,
+    table,
+)
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -210,20 +219,6 @@ def test_a_checkpoint_that_does_not_fit_touches_nothing(name):
     with refused(r"bad\.pt"):
         kit.load_checkpoint(state, "bad.pt")
     assert_same(content(state), before)
-
-
-def partly_compiled(model):
-    model[0] = torch.compile(model[0], backend="eager")
-    return model
-
-
-WRAPS = {
-    "bare": lambda model: model,
-    "fp16": lambda model: kit.amp(model, "fp16"),
-    "compiled in part": partly_compiled,
-    "compiled bf16": lambda m: torch.compile(kit.amp(m, "bf16"), backend="eager"),
-    "bf16 compiled": lambda m: kit.amp(torch.compile(m, backend="eager"), "bf16"),
-}
 
 
 @pytest.mark.parametrize("saved", WRAPS)

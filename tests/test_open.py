@@ -31,8 +31,8 @@ def numbers(columns=3, seed=0):
     return table(ROWS, columns, seed=seed)[0]
 
 
-def kinds(classes=3, seed=0):
-    return table(ROWS, classes=classes, seed=seed)[1]
+def kinds():
+    return table(ROWS, classes=3, seed=0)[1]
 
 
 class Classifier(nn.Module):
@@ -46,13 +46,6 @@ class Classifier(nn.Module):
         mask = attention_mask[..., None].float()
         logits = self.head((self.embed(input_ids) * mask).sum(1) / mask.sum(1))
         return SimpleNamespace(loss=F.cross_entropy(logits, labels), logits=logits)
-
-
-class Twins(nn.Linear):
-    """How far two inputs are from each other."""
-
-    def forward(self, a, b):
-        return (super().forward(a) - super().forward(b)).abs().sum(1)
 
 
 class GPT(nn.Module):
@@ -81,10 +74,6 @@ def two_losses(outputs, targets):
     return F.cross_entropy(outputs["kind"], targets["kind"]) + 0.5 * size
 
 
-def contrastive(distance, same):
-    return (same * distance**2 + (1 - same) * F.relu(1 - distance) ** 2).mean()
-
-
 class Script(NamedTuple):
     """The shape of a real training script; `plain` is the loss in its own loop."""
 
@@ -111,7 +100,6 @@ class Script(NamedTuple):
 MASK = (tokens(1) > 3).long().index_fill(1, torch.tensor([0]), 1)
 DICTS = [dict(zip(("input_ids", "attention_mask", "labels"), row))
          for row in zip(tokens(), MASK, kinds())]  # fmt: skip
-PAIRS = [((a, b), s) for a, b, s in zip(numbers(), numbers(seed=1), kinds(2).float())]
 TASKS = [(x, {"kind": k, "more": (s,)})
          for x, k, s in zip(numbers(), kinds(), numbers(1, seed=2))]  # fmt: skip
 SCRIPTS = {
@@ -119,11 +107,6 @@ SCRIPTS = {
         *(rows_of(DICTS), Classifier, F.cross_entropy),
         plain=lambda model, batch: model(**batch).loss,
         forward=lambda model, batch: (model(**batch).logits, batch["labels"]),
-    ),
-    "siamese pairs": Script(
-        *(rows_of(PAIRS), partial(Twins, 3, 4), contrastive),
-        plain=lambda model, batch: contrastive(model(*batch[0]), batch[1]),
-        forward=lambda model, batch: (model(*batch[0]), batch[1]),
     ),
     "autoencoder": Script(
         *((numbers(),), partial(mlp, outputs=3, dropout=0.0), F.mse_loss),

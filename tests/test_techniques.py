@@ -11,7 +11,7 @@ from typing import NamedTuple
 import helpers
 import pytest
 import torch
-from helpers import mlp, refused
+from helpers import WRAPS, mlp, refused
 from torch import nn
 from torch.nn import functional as F
 
@@ -28,16 +28,6 @@ def make_state(model=None, wrap=lambda model: model, lr=0.05):
 
 
 # ------------------------------------------------------------ amp and torch.compile
-
-amp = {name: partial(kit.amp, precision=name) for name in ("bf16", "fp16")}
-compiled = partial(torch.compile, backend="eager")
-WRAPS = {
-    **amp,
-    "compiled": compiled,
-    "fp16 of compiled": lambda model: amp["fp16"](compiled(model)),
-    "compiled fp16": lambda model: compiled(amp["fp16"](model)),
-    "compiled bf16": lambda model: compiled(amp["bf16"](model)),
-}
 
 
 @pytest.mark.parametrize("name", WRAPS)
@@ -87,7 +77,7 @@ class Many(nn.Module):
 @pytest.mark.parametrize("name, low", [("bf16", torch.bfloat16), ("fp16", torch.half)])
 def test_amp_computes_in_low_precision_and_returns_float32(name, low):
     model = Many()
-    out = amp[name](model)(torch.ones(3, 2), scale=2)
+    out = kit.amp(model, name)(torch.ones(3, 2), scale=2)
     (mean, spread), (y, indices) = out["more"]
     assert model.seen == [low] and not torch.is_autocast_enabled("cpu")
     assert {t.dtype for t in (out["y"], mean, spread, y)} == {torch.float32}
@@ -207,7 +197,7 @@ def test_an_empty_history_neither_stops_nor_is_best():
 
 
 def fp16_fit(loader, epochs, scale=1.0, lr=1e-3, hook=None):
-    state = make_state(wrap=amp["fp16"], lr=lr)
+    state = make_state(wrap=WRAPS["fp16"], lr=lr)
     if hook:
         next(state.model.parameters()).register_hook(hook)
     loss_fn = lambda prediction, target: scale * F.mse_loss(prediction, target)
