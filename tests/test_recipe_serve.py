@@ -123,13 +123,6 @@ def test_outputs_that_are_not_finite_are_a_422():
     assert status == 422 and "too large" in reply["detail"]
 
 
-def test_unknown_categories_are_counted(ports):
-    known = {"living area": 90, "größe": 3, "heat": "gas"}
-    before = get(ports["number"], "/model")[1]["unknown"].get("heat", 0)
-    predict(ports["number"], known, *[known | {"heat": "sun"}] * 2)
-    assert get(ports["number"], "/model")[1]["unknown"]["heat"] == before + 2
-
-
 def changed(**changes):
     row = {"living area": 90, "größe": 3, "heat": "gas"} | changes
     return json.dumps({"rows": [row]}).encode()
@@ -141,11 +134,9 @@ BAD = [  # body, what is said of it
     (b"null", 'must be {"rows": [...]}, got None'),
     (b'{"rows": []}', "rows must be a list of rows, got []"),
     (b'{"rows": [[1, 2, 3]]}', "row 0: must be an object with the columns' names"),
-    (b'{"rows": [{}]}', "row 0: 'living area' is missing"),
     (changed(**{"z" * 999: 1}), "zzz is not a column"),
     (changed(größe=math.nan), "row 0: größe must be a finite number, got nan"),
     (changed(größe=10**400), "row 0: größe must be a finite number, got 10000"),
-    (changed(größe="3"), "row 0: größe must be a number or null, got '3'"),
     (changed(heat=3), "row 0: heat must be text or null, got 3"),
     (b"[" * 100_000, "nested too deep"),
 ]
@@ -176,6 +167,7 @@ def test_random_bodies_are_answered_or_refused_but_never_a_500(ports):
         assert status == (200 if "predictions" in reply else 422), body
         seen[status] += 1
     assert min(seen[200], seen[422]) > 60
+    assert get(ports["number"], "/model")[1]["unknown"]["heat"] > 0
 
 
 OWN = """
