@@ -33,10 +33,9 @@ import kit
 
 FILES = {"last.pt", "best.pt", "history.csv", "config.json", "curves.png"}
 
-# the tutorial's figures: its section 6 with nn.Linear, and 3.3 with two parameters
+# the tutorial's figures in its section 6
 LINEAR = {1: (0.555178, 0.573976), 101: (0.006216, 0.014087)}
 LINEAR |= {200: (0.010256, 0.000331), 201: (0.001265, 0.013802)}
-TWO_PARAMETERS = {1: (0.312881, 0.481065), 51: (0.041679, 0.099199)}
 
 
 def refused(command, *more):
@@ -123,22 +122,13 @@ def test_the_line_where_only_a_copy_of_kit_is(tmp_path):
 
 
 MODELS = """
-import torch
 from torch import nn
-class Line(nn.Module):
-    def __init__(self, inputs, outputs):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(inputs))
-        self.bias = nn.Parameter(torch.randn(outputs))
-    def forward(self, x):
-        return self.weight * x + self.bias
 class InPlace(nn.Linear):
     def forward(self, x):
         return super().forward(x.sub_(1))
 def lazy(inputs, outputs): return nn.LazyLinear(outputs)
 def none(inputs, outputs): return None
 def fails(inputs, outputs): return {}["width"]
-def wide(inputs, outputs): return nn.Linear(inputs + 1, outputs)
 def few(inputs, outputs): return nn.Linear(inputs, outputs + 1)
 def stops(inputs, outputs): raise KeyboardInterrupt
 class Fails(nn.Linear):
@@ -152,26 +142,23 @@ class OfSeven(nn.Linear):
 
 def test_a_model_of_ones_own_is_named_again():
     Path("own_line.py").write_text(MODELS)
-    quick("--epochs 100 --out own --model own_line:Line")
-    assert_golden("own", TWO_PARAMETERS)
-    assert weights("own")["0.weight"].item() == pytest.approx(0.5784, abs=5e-5)
-    assert weights("own")["0.bias"].item() == pytest.approx(0.3513, abs=5e-5)
+    quick("--out own --model own_line:lazy")
     assert os.getcwd() not in sys.path
     write_csv("x.csv", "x", [[0.0]])
     for command in (
         "evaluate own",
         "predict own --data x.csv",
         "export own a.pt2",
-        "fit --out own --resume --epochs 101 --quiet",
+        "fit --out own --resume --epochs 3 --quiet",
     ):
         line = refused(command)
-        assert "own_line:Line" in line and "--model" in line
-        assert "--model" in refused(f"{command} --model own_line:Other")
-        call(f"{command} --model own_line:Line")
+        assert "own_line:lazy" in line and "--model" in line
+        assert "--model" in refused(f"{command} --model own_line:InPlace")
+        call(f"{command} --model own_line:lazy")
 
 
 def houses(n=300):
-    """A raw table: text, gaps, booleans, a counter; and its rows for an oracle."""
+    """A raw table: text, gaps, booleans, a counter."""
     pandas = pytest.importorskip("pandas")
     rng = np.random.default_rng(0)
     frame = pandas.DataFrame({"id": range(1, n + 1)})
@@ -181,16 +168,14 @@ def houses(n=300):
     worth = frame["city"].map({"Rome": 3.0, "Oslo": 5.0, "Lima": 1.0})
     frame["price"] = 100 * (frame["rooms"] + worth + 2 * frame["garden"])
     frame["price"] += rng.normal(0, 20, n).round(2)
-    oracle = pandas.get_dummies(frame.drop(columns=["id", "price"])).astype(float)
     frame.loc[3, "rooms"], frame.loc[5, "city"] = None, None
-    return frame, oracle
+    return frame
 
 
-def test_a_raw_table_is_learned_as_well_as_by_a_linear_model():
-    from sklearn.linear_model import LinearRegression
+def test_a_raw_table_is_learned_and_scored_as_it_is():
     from sklearn.metrics import r2_score
 
-    frame, oracle = houses()
+    frame = houses()
     frame.assign(day="2024-01-31").to_csv("houses.csv", index=False)
     assert refused("fit --data houses.csv --target price").endswith("--drop day")
     frame.to_csv("houses.csv", index=False)
@@ -203,8 +188,6 @@ def test_a_raw_table_is_learned_as_well_as_by_a_linear_model():
     rows, _, test = (
         part[0].numpy() for part in kit.split((rows,), ratios=ratios, seed=42)
     )
-    linear = LinearRegression().fit(oracle.values[rows], frame["price"][rows])
-    expected = linear.score(oracle.values[test], frame["price"][test])
     table, std = table_of(printed), frame["price"][rows].std(ddof=0)
     assert table["rows"] == {"train": 210, "val": 45, "test": 45}
     loss = min(float(row["val_loss"]) for row in read_csv("runs/001/history.csv"))
@@ -212,7 +195,7 @@ def test_a_raw_table_is_learned_as_well_as_by_a_linear_model():
     assert table["mse"]["val"] == pytest.approx(loss * std**2, rel=1e-3)
     mean = content(Path("runs/001/best.pt"))["model"]["0.mean"][0].item()
     assert mean == pytest.approx(frame["rooms"][rows].mean())  # of the training rows
-    assert table["r2"]["test"] > expected - 0.03 > 0.8
+    assert table["r2"]["test"] > 0.96  # a linear model's is 0.99, without gaps
 
     assert table_of(call("evaluate runs/001")) == table
     frame.iloc[test].to_csv("test.csv", index=False)
@@ -228,30 +211,27 @@ def test_a_raw_table_is_learned_as_well_as_by_a_linear_model():
     assert score == pytest.approx(table["r2"]["test"], abs=1e-4)
 
 
-def test_predictions_keep_the_rows_order_and_inputs():
-    frame, _ = houses(60)
+def test_predictions_keep_the_order_of_the_rows():
+    frame = houses(60)
     frame.to_csv("houses.csv", index=False)
     quick("--data houses.csv --target price --out run")
     new = frame.drop(columns="price")[::-1].astype({"city": object})
     new.loc[10, "city"], new.loc[11, "rooms"], new.loc[12, "city"] = "Bern", None, None
     new.to_csv("new.csv", index=False)
-    alone = [row["prediction"] for row in read_csv(call("predict run --data new.csv"))]
-    beside = read_csv(call("predict run --data new.csv --with-inputs"))
-    assert [row["prediction"] for row in beside] == alone and all(map(float, alone))
-    for row, expected in zip(beside, read_csv("new.csv"), strict=True):
-        assert list(row) == [*expected, "prediction"]
-        assert {**row, "prediction": ""} == {**expected, "prediction": ""}
+    rows = read_csv(call("predict run --data new.csv"))
+    assert len(rows) == 60 and all(float(row["prediction"]) for row in rows)
     new[new["id"] == 12].to_csv("one.csv", index=False)  # a row by itself
     (row,) = read_csv(call("predict run --data one.csv"))
-    assert float(row["prediction"]) == pytest.approx(float(alone[60 - 12]), rel=1e-5)
+    together = rows[60 - 12]["prediction"]
+    assert float(row["prediction"]) == pytest.approx(float(together), rel=1e-5)
 
 
 def test_inputs_beside_predictions_are_the_files_own_text(files):
     write_csv("odd.csv", "a b note", [["1.50", "?", "NA"], ["2", "-", ""]])
-    rows = read_csv(call("predict reg --data odd.csv --with-inputs"))
-    assert [{**row, "prediction": ""} for row in rows] == [
-        {**row, "prediction": ""} for row in read_csv("odd.csv")
-    ]
+    alone = read_csv(call("predict reg --data odd.csv"))
+    beside = read_csv(call("predict reg --data odd.csv --with-inputs"))
+    expected = [text | row for text, row in zip(read_csv("odd.csv"), alone)]
+    assert beside == expected and list(beside[0]) == ["a", "b", "note", "prediction"]
     write_csv("taken.csv", "a b prediction", [[1, 2, 3]])
     call("predict reg --data taken.csv")
     assert "prediction" in refused("predict reg --data taken.csv --with-inputs")
@@ -291,12 +271,9 @@ def prepared(tmp_path_factory):
             quick(f"--data {name}.csv --target y --out {name}")
         quick("--out line")
         write_csv("no_b.csv", "a y", [[1, 2]])
-        write_csv("word.csv", "a b y", [[1, 2, 3], [1, "six", 3]])
         write_csv("header.csv", "a b y", [])
         write_csv("few.csv", "a b y", [[5, 2, i] for i in range(1, 6)])
         write_csv("cow.csv", "a b y", [[5, 2, "pos"], [3, 4, "cow"]])
-        names = [[i / 7, f"name {i}", "2024-01-31", i % 9] for i in range(30)]
-        write_csv("names.csv", "a who day y", names)
         saved = Path("reg/best.pt").read_bytes()
         Path("half.pt").write_bytes(saved[: len(saved) // 2])
         saved = torch.load("reg/best.pt", weights_only=True)
@@ -323,13 +300,6 @@ def files(prepared, tmp_path):
 TABLE = "--data reg.csv --target y"
 
 
-def test_runs_take_the_next_free_folder():
-    for name in ("001", "003", "notes"):
-        Path("runs", name).mkdir(parents=True)
-    quick()
-    assert {path.name for path in Path("runs/002").iterdir()} == FILES
-
-
 def run_kit(arguments):
     kit.main(arguments.split())
 
@@ -341,10 +311,12 @@ def fit_where_folders_take_time(seed):
 
 
 def test_four_starts_at_once_take_four_folders():
+    for name in ("002", "notes"):
+        Path("runs", name).mkdir(parents=True)
     children = [start(fit_where_folders_take_time, seed) for seed in range(4)]
     assert [child.wait() for child in children] == [0] * 4
-    folders = sorted(Path("runs").iterdir())
-    assert [folder.name for folder in folders] == ["001", "002", "003", "004"]
+    folders = [Path("runs", name) for name in ("001", "003", "004", "005")]
+    assert all({path.name for path in folder.iterdir()} == FILES for folder in folders)
     seeds = [json.loads((f / "config.json").read_text())["seed"] for f in folders]
     assert sorted(seeds) == [0, 1, 2, 3]
     assert [content(f / "last.pt")["config"]["seed"] for f in folders] == seeds
@@ -600,18 +572,13 @@ MISTAKES = [  # what is typed, and words of the line that answers it
     ("fit --data half.pt --target y", "half.pt"),
     ("fit --data reg.csv", "--target"),
     ("fit --target y --epochs 1", "--data"),
-    ("fit --data reg.csv --target z", "z", "a, b, y"),
-    ("fit --data names.csv --target y", "--drop who,day"),
     ("fit --data header.csv --target y", "0 rows"),
     ("fit --data few.csv --target y --task regression", "5 rows are too few"),
-    ("fit --data cls.csv --target y --task regression", "cls.csv", "y"),
     # options
-    (f"{FIT} --ratios 0.5,0.6", "ratios", "sum to 1"),
     (f"{FIT} --ratios 0.4,0.3,0.2,0.1", "--ratios"),
     (f"{FIT} --hidden 64,b", "--hidden", "b"),
     ("fit --lr nan --out nan", "learning rate", "nan"),
     ("fit --lr 0", "--lr", "0"),
-    ("fit --clip 0", "clip", "0"),
     ("fit --device abacus", "device", "abacus"),
     (f"{FIT} --loss cross_entropy", "--loss", "cross_entropy"),
     # models
@@ -620,7 +587,6 @@ MISTAKES = [  # what is typed, and words of the line that answers it
     (f"{FIT} --model models_of_mine:none", "None"),
     (f"{FIT} --model models_of_mine:fails", "width"),
     (f"{FIT} --model models_of_mine:few", "--model"),
-    (f"{FIT} --model models_of_mine:wide", "shapes"),
     (f"{FIT} --model models_of_mine:Fails", "one"),
     # run folders
     (f"{FIT} --out in_the_way", "in_the_way"),
@@ -630,14 +596,11 @@ MISTAKES = [  # what is typed, and words of the line that answers it
     ("fit --out library --resume", "library/last.pt"),
     # checkpoints
     ("evaluate no.pt", "no.pt"),
-    ("evaluate half.pt", "half.pt"),
     ("evaluate library/last.pt", "library/last.pt", "kit fit"),
     ("evaluate line --data reg.csv", "reg.csv", "x"),
     # evaluate, predict and export
     ("evaluate cls --data cow.csv", "cow", "neg, pos"),
-    ("evaluate reg --data cls.csv", "cls.csv", "y"),
     ("predict reg --data no_b.csv", "b", "no_b.csv"),
-    ("predict reg --data word.csv", "word.csv", "b", "six"),
     ("predict reg --data reg.csv --output in_the_way/p.csv", "in_the_way"),
     ("predict reg --data reg.csv --output reg", "reg"),
     ("export reg a.pth", "a.pth"),
