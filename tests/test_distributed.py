@@ -20,6 +20,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers import assert_same, content, start_ranks, table, wait_for
+from test_open import SCRIPTS
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -135,23 +136,12 @@ def of_a_dataset(make_loader, **options):
     return trained(None, make_loader(rows(), batch_size=5, shuffle=True, **options))
 
 
-def of_nests(**options):
-    """Batches that are dicts, a forward for them, targets in a nest."""
-
-    def collate(items):
-        X, y = map(torch.stack, zip(*items))
-        return {"x": X, "labels": [y, (y.abs(), -y)]}
-
-    def forward(model, batch):
-        return {"y": model(batch["x"])}, batch["labels"]
-
-    def loss_fn(outputs, targets):
-        y, (size, _) = targets
-        return F.mse_loss(outputs["y"], y) + F.l1_loss(outputs["y"], size)
-
-    batches = loader(collate_fn=collate)
-    options |= {"loss_fn": loss_fn, "forward": forward}
-    return trained(None, batches, batches, **options)
+def of_a_script(name, **options):
+    """Batches that are dicts, or whose targets are nests."""
+    script = SCRIPTS[name]
+    torch.manual_seed(0)
+    parts = make_state(script.model()), script.loader(), script.loader()
+    return trained(*parts, **script.options, **options)
 
 
 ONE_CYCLE = partial(lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=15)
@@ -165,14 +155,14 @@ TRAININGS = {
     "a dict loss, ranks without rows": partial(of_seven_rows, 1, loss_fn=totals),
     "a Dataset with workers": partial(of_a_dataset, kit.make_loader, workers=2),
     "a plain shuffled DataLoader": partial(of_a_dataset, DataLoader),
-    "nests, 2 micro-batches": partial(of_nests, accumulate=2),
+    "dicts, 2 micro-batches": partial(of_a_script, "Hugging Face", accumulate=2),
+    "nests, 2 micro-batches": partial(of_a_script, "multi-task", accumulate=2),
     "an endless stream": lambda: trained(None, loader(steps=7)),
     "OneCycleLR, 4 micro-batches": lambda: trained(
         make_state(scheduler=ONE_CYCLE), accumulate=4
     ),
     "plateau": lambda: trained(make_state(scheduler=PLATEAU)),
     "7 rows by 1, 4 micro-batches": partial(of_seven_rows, 1, accumulate=4),
-    "7 rows by 2": partial(of_seven_rows, 2),
     "afterwards": afterwards,
     "own process group": own_process_group,
 }

@@ -410,7 +410,6 @@ def test_a_slip_is_one_clear_line():
     for state, train, words in (
         (mlp(), loaders()[0], "state"),
         (make_state(), table(), "make_loader"),
-        (make_state(), [torch.ones(2, 3)], "inputs, targets"),
         (make_state(), [], "batches"),
         (make_state(), iter([table()]), "batches"),  # is exhausted
         (make_state(scheduler=schedule), loaders()[0], "total_steps"),
