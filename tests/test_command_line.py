@@ -82,6 +82,16 @@ def weights(folder):
     return content(Path(folder, "last.pt"))["model"]
 
 
+def assert_same_runs(one, other, free=None):
+    """But for the seconds, and one option that is free to differ."""
+    runs = [content(Path(folder, "last.pt")) for folder in (one, other)]
+    configs = [run.pop("config") for run in runs]
+    for config in configs:
+        config.pop(free, None)
+    assert configs[0] == configs[1]
+    assert_same(*runs)
+
+
 def assert_golden(folder, figures):
     history = read_csv(f"{folder}/history.csv")
     for epoch, (train, val) in figures.items():
@@ -325,7 +335,7 @@ def test_a_used_folder_is_left_alone_unless_overwritten(files):
     Path("line/notes.txt").write_text("mine")
     quick("--out line --overwrite --epochs 3 --lr 0.02")
     quick("--out anew --epochs 3 --lr 0.02")
-    assert_same(weights("line"), weights("anew"))
+    assert_same_runs("line", "anew")
     assert Path("line/notes.txt").read_text() == "mine"
 
 
@@ -349,12 +359,8 @@ def test_a_resumed_run_equals_a_straight_one(files):
     quick(f"{options} --out resumed --epochs 3 --patience 7")
     free = "--patience 20 --device cpu --workers 0"
     quick(f"--out resumed --resume --epochs 5 --seed 42 {free}")
-    assert_same(weights("resumed"), weights("straight"))
-    straight, resumed = (
-        [{**row, "seconds": ""} for row in read_csv(f"{name}/history.csv")]
-        for name in ("straight", "resumed")
-    )
-    assert straight == resumed and len(resumed) == 5
+    assert_same_runs("resumed", "straight", "patience")
+    assert len(read_csv("resumed/history.csv")) == 5
     before = Path("resumed/last.pt").read_bytes()
     for epochs in (5, 2):  # there is nothing left to do
         assert "accuracy" in call(f"fit --out resumed --resume --epochs {epochs}")
@@ -461,9 +467,7 @@ def test_a_config_file_is_typed_options_which_override_it(name):
     assert len(read_csv("file/history.csv")) == 3
     quick(f"--config {name} --out file2")
     quick("--ratios 0.6,0.4 --batch-size 8 --optimizer adam --lr 0.01 --out typed")
-    file, typed = (content(f"{name}/last.pt") for name in ("file2", "typed"))
-    assert file.pop("config") == typed.pop("config")
-    assert_same(file, typed)
+    assert_same_runs("file2", "typed")
 
 
 WRONG = {
@@ -550,9 +554,7 @@ def test_an_interrupt_says_how_to_continue_and_that_works(number, monkeypatch):
     assert len(read_csv("run/history.csv")) == len(history) and 0 < len(history) < 200
     quick("--out run --resume --epochs 200")
     quick("--epochs 200 --out other")
-    run, other = (content(f"{name}/last.pt") for name in ("run", "other"))
-    assert run.pop("config") == other.pop("config")
-    assert_same(run, other)
+    assert_same_runs("run", "other")
 
 
 # ------------------------------------------------------------------------ mistakes
