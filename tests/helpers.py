@@ -156,10 +156,8 @@ def assert_same(one, other, tolerance=0.0, where="it"):
         one, other = content(one), content(other)
     if isinstance(one, torch.Tensor):
         assert isinstance(other, torch.Tensor), where
-        torch.testing.assert_close(
-            one, other, rtol=tolerance, atol=tolerance, equal_nan=True,
-            msg=lambda text: f"{where}: {text}",
-        )  # fmt: skip
+        close = partial(torch.testing.assert_close, rtol=tolerance, atol=tolerance)
+        close(one, other, equal_nan=True, msg=lambda text: f"{where}: {text}")
     elif isinstance(one, dict):
         assert list(one) == list(other), where
         for key in one:

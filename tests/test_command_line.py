@@ -14,20 +14,11 @@ import time
 from functools import partial
 from pathlib import Path
 
+import helpers
 import numpy as np
 import pytest
 import torch
-from helpers import (
-    ROOT,
-    assert_same,
-    call,
-    content,
-    invoke,
-    make_state,
-    python,
-    start,
-    wait_for,
-)
+from helpers import ROOT, assert_same, call, content, invoke, python, start, wait_for
 
 import kit
 
@@ -286,7 +277,7 @@ def prepared(tmp_path_factory):
         for value in filter(torch.is_floating_point, saved["model"].values()):
             value.fill_(torch.nan)
         torch.save(saved, "nan.pt")
-        kit.save_checkpoint(make_state(), "library/last.pt")
+        kit.save_checkpoint(helpers.make_state(), "library/last.pt")
         Path("in_the_way").write_text("a file")
         Path("models_of_mine.py").write_text(MODELS)
         Path("syntax.py").write_text("def (:\n")
@@ -337,7 +328,7 @@ def test_a_used_folder_is_left_alone_unless_overwritten(files):
 
 
 def test_a_folder_in_use_keeps_its_files():
-    lines, state = [], make_state(torch.nn.Linear(1, 1))
+    lines, state = [], helpers.make_state(torch.nn.Linear(1, 1))
 
     def overwrite(state):
         if len(state.history) == 2:

@@ -300,21 +300,16 @@ def interrupted(number, where, which):
     """A signal to one process, amid the second epoch or in its validation."""
     sent = []
 
-    def send(i):
-        if (rank(), i) == (which, 2):
+    def send(place, i):
+        if (place, rank(), i) == (where, which, 2):
             sent.append(time.time())
             signal.raise_signal(number)
 
-    def before(state):
-        if where == "training":
-            send(state.step - 4)
-
     def at(i):
-        if where == "validation":
-            send(i)
+        send("validation", i)
         time.sleep(0.1)
 
-    step = helpers.Step(before=before)
+    step = helpers.Step(before=lambda state: send("training", state.step - 4))
     with pytest.raises((SystemExit, KeyboardInterrupt)) as caught:
         fit(None, None, Validation(at), step=step, checkpoint="run")
     return sent, time.time(), getattr(caught.value, "code", None), dist.is_initialized()

@@ -13,23 +13,11 @@ import time
 from functools import partial
 from pathlib import Path
 
+import helpers
 import numpy as np
 import pytest
 import torch
-from helpers import (
-    Draws,
-    Step,
-    assert_same,
-    content,
-    draws,
-    make_state,
-    mlp,
-    one_line,
-    refused,
-    start,
-    table,
-    wait_for,
-)
+from helpers import Step, assert_same, make_state, refused, start, table, wait_for
 from torch import nn
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
@@ -137,7 +125,7 @@ def test_rates_are_those_of_the_plain_loop(name, validates):
     step, (train, val) = STEP(), loaders()
     state, make = make_state(scheduler=SCHEDULERS[name]), SCHEDULERS[name]
     state = fit(state, train, val if validates else None, epochs=3, step=step)
-    optimizer = torch.optim.Adam(mlp().parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(helpers.mlp().parameters(), lr=0.01)
     scheduler, rates = make and make(optimizer), []
     for row in state.history:
         for _ in range(7):
@@ -194,17 +182,17 @@ def test_a_resume_at_any_step_is_exact(name):
 
 
 def test_a_resume_in_fp16_is_exact():
-    make = lambda: make_state(kit.amp(mlp(), "fp16"))
+    make = lambda: make_state(kit.amp(helpers.mlp(), "fp16"))
     state = fit(make(), *loaders(), epochs=1)
     assert state.history[0]["train_skipped"] > 0
     check_resumes(make, loaders, (0, 5, 9))
 
 
 def draw():
-    return sum(draws())
+    return sum(helpers.draws())
 
 
-class Drawing(Draws):
+class Drawing(helpers.Draws):
     """What is read goes to a file."""
 
     def __getitem__(self, row):
@@ -272,7 +260,7 @@ def test_what_on_epoch_changes_is_in_the_file_of_its_epoch():
     options = {"epochs": 2, "checkpoint": "run", "on_epoch": shrink}
     state = fit(make_state(), *loaders(), **options)
     for name in ("last", "best"):
-        assert_same(content(Path(f"run/{name}.pt")), content(state))
+        assert_same(Path(f"run/{name}.pt"), state)
 
 
 def test_save_checkpoint_inside_a_step_loses_no_sums():
@@ -408,7 +396,7 @@ class Stream(IterableDataset):
 def test_a_slip_is_one_clear_line():
     schedule = partial(lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=14)
     for state, train, words in (
-        (mlp(), loaders()[0], "state"),
+        (helpers.mlp(), loaders()[0], "state"),
         (make_state(), table(), "make_loader"),
         (make_state(), [], "batches"),
         (make_state(), iter([table()]), "batches"),  # is exhausted
@@ -488,7 +476,7 @@ def test_the_exception_says_where_it_saved_and_what_next(number):
     with pytest.raises(kind) as error:
         fit(make_state(), *loaders(), epochs=2, step=step, checkpoint="run")
     assert kind is KeyboardInterrupt or error.value.code == 143
-    continued = re.search(r"load_checkpoint\(.*?\)", one_line(error))[0]
+    continued = re.search(r"load_checkpoint\(.*?\)", helpers.one_line(error))[0]
     state = eval(f"kit.{continued}", {"kit": kit, "state": make_state()})
     assert state.step == 4
 

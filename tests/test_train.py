@@ -6,18 +6,10 @@ import math
 import weakref
 from functools import partial
 
+import helpers
 import pytest
 import torch
-from helpers import (
-    WRAPS,
-    assert_same,
-    classifier,
-    make_state,
-    refused,
-    table,
-    weighted,
-    weighted_mean,
-)
+from helpers import WRAPS, assert_same, make_state, refused, weighted, weighted_mean
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR, StepLR
@@ -34,12 +26,12 @@ OPTIMIZERS = {
 }
 
 
-classes = partial(table, classes=4)
+classes = partial(helpers.table, classes=4)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_step_equals_a_plain_step_bit_for_bit(optimizer):
-    plain, model = classifier(), classifier()
+    plain, model = helpers.classifier(), helpers.classifier()
     plain_optimizer = OPTIMIZERS[optimizer](plain.parameters())
     state = kit.make_state(model, OPTIMIZERS[optimizer](model.parameters()))
     for step, n in enumerate((16, 16, 7, 2) * 2):
