@@ -350,7 +350,6 @@ def broken(outputs, targets):
 FAILURES = {  # what fit is given, the words, and the words of all processes
     "another step": (lambda: {"state": make_state()._replace(step=rank())}, "step"),
     "100 and 101 rows": (lambda: {"train": loader(100 + rank())}, "100"),
-    "plain loaders": (lambda: {"train": DataLoader(rows(100 + rank()), 6)}, "100"),
     "a DistributedSampler": (lambda: {"train": of_a_rank()}, "DistributedSampler"),
     "nan in one share": (lambda: {"train": with_nan()}, "nan"),
     "loss 1": (lambda: {"loss_fn": broken}, "process 1 is broken"),
