@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -84,6 +85,20 @@ def make_state(model=None, *, optimizer=torch.optim.Adam, scheduler=None, lr=0.0
     return kit.make_state(model, optimizer, scheduler=scheduler)
 
 
+def partly_compiled(model):
+    model[0] = torch.compile(model[0], backend="eager")
+    return model
+
+
+WRAPS = {
+    "bare": lambda model: model,
+    "bf16": lambda model: kit.amp(model, "bf16"),
+    "fp16": lambda model: kit.amp(model, "fp16"),
+    "compiled in part": partly_compiled,
+    "compiled fp16": lambda m: torch.compile(kit.amp(m, "fp16"), backend="eager"),
+    "bf16 compiled": lambda m: kit.amp(torch.compile(m, backend="eager"), "bf16"),
+}
+
 CLASS_WEIGHTS = torch.tensor([0.1, 3.0, 0.5, 1.0])
 weighted_mean = partial(F.cross_entropy, weight=CLASS_WEIGHTS, ignore_index=-1)
 
@@ -96,19 +111,26 @@ def weighted(outputs, targets):
 
 
 class Step:
-    """train_step that keeps batches, totals and rates, and may get a signal."""
+    """train_step that keeps batches, totals and rates, and may get a signal.
+
+    `before` and `after` are called with the state before and after the step.
+    """
 
     def __init__(self, signal_at=-1, number=signal.SIGTERM, **bound):
+        self.before = bound.pop("before", lambda state: None)
+        self.after = bound.pop("after", lambda state: None)
         self.signal_at, self.number, self.bound = signal_at, number, bound
         self.batches, self.totals, self.lrs = [], [], []
 
     def __call__(self, state, batch, **options):
+        self.before(state)
         if state.step == self.signal_at:
             signal.raise_signal(self.number)
         self.batches.append(batch)
         self.lrs.append(state.optimizer.param_groups[0]["lr"])
         state, totals = kit.train_step(state, batch, **self.bound, **options)
         self.totals.append(totals)
+        self.after(state)
         return state, totals
 
 
@@ -134,10 +156,8 @@ def assert_same(one, other, tolerance=0.0, where="it"):
         one, other = content(one), content(other)
     if isinstance(one, torch.Tensor):
         assert isinstance(other, torch.Tensor), where
-        torch.testing.assert_close(
-            one, other, rtol=tolerance, atol=tolerance, equal_nan=True,
-            msg=lambda text: f"{where}: {text}",
-        )  # fmt: skip
+        close = partial(torch.testing.assert_close, rtol=tolerance, atol=tolerance)
+        close(one, other, equal_nan=True, msg=lambda text: f"{where}: {text}")
     elif isinstance(one, dict):
         assert list(one) == list(other), where
         for key in one:
@@ -166,6 +186,21 @@ def refused(words, kinds=(TypeError, ValueError)):
     with pytest.raises(kinds, match=words) as error:
         yield
     one_line(error)
+
+
+# ------------------------------------------------------------------- the command line
+
+
+def invoke(command, *more):
+    """What becomes of a command of kit's."""
+    return CliRunner().invoke(kit.main, [*command.split(), *map(str, more)])
+
+
+def call(command, *more):
+    """What a command prints; it must succeed without a word on stderr."""
+    result = invoke(command, *more)
+    assert result.exit_code == 0 and not result.stderr, result.output
+    return result.stdout
 
 
 # ----------------------------------------------------------------- starting processes

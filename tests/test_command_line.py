@@ -14,36 +14,24 @@ import time
 from functools import partial
 from pathlib import Path
 
+import helpers
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
-from helpers import ROOT, assert_same, content, python, start, wait_for
+from helpers import ROOT, assert_same, call, content, invoke, python, start, wait_for
 
 import kit
 
 FILES = {"last.pt", "best.pt", "history.csv", "config.json", "curves.png"}
 
-# the tutorial's figures: its section 6 with nn.Linear, and 3.3 with two parameters
+# the tutorial's figures in its section 6
 LINEAR = {1: (0.555178, 0.573976), 101: (0.006216, 0.014087)}
 LINEAR |= {200: (0.010256, 0.000331), 201: (0.001265, 0.013802)}
-TWO_PARAMETERS = {1: (0.312881, 0.481065), 51: (0.041679, 0.099199)}
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(kit.main, [str(a) for a in arguments])
-
-
-def call(command, *more):
-    """What a command prints; it must succeed without a word on stderr."""
-    result = invoke(*command.split(), *more)
-    assert result.exit_code == 0 and not result.stderr, result.output
-    return result.stdout
 
 
 def refused(command, *more):
     """The line in which a mistake is answered, and the exit status."""
-    result = invoke(*command.split(), *more)
+    result = invoke(command, *more)
     assert isinstance(result.exception, SystemExit), repr(result.exception)
     *before, line = result.stderr.splitlines()
     assert line.startswith("Error: ") and line.isprintable() and len(line) > 10
@@ -81,18 +69,15 @@ def table_of(text):
     return table
 
 
-def weights(folder):
-    return content(Path(folder, "last.pt"))["model"]
-
-
-def assert_golden(folder, figures):
-    history = read_csv(f"{folder}/history.csv")
-    for epoch, (train, val) in figures.items():
-        row = history[epoch - 1]
-        assert int(row["epoch"]) == int(row["step"]) == epoch
-        assert float(row["train_loss"]) == pytest.approx(train, abs=1e-6)
-        assert float(row["val_loss"]) == pytest.approx(val, abs=1e-6)
-    return len(history)
+def assert_same_runs(one, other, *free):
+    """But for the seconds, and the options that are free to differ."""
+    runs = [content(Path(folder, "last.pt")) for folder in (one, other)]
+    configs = [run.pop("config") for run in runs]
+    for config in configs:
+        for option in free:
+            del config[option]
+    assert configs[0] == configs[1]
+    assert_same(*runs)
 
 
 # -------------------------------------------------------------------- the main job
@@ -100,9 +85,9 @@ def assert_golden(folder, figures):
 
 def test_the_line_where_only_a_copy_of_kit_is(tmp_path):
     shutil.copy(ROOT / "kit.py", tmp_path)
-    command = [sys.executable, "-W", "error", "-m", "kit", "fit", "--epochs", "200"]
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    printed, errors = python(*command[1:], env=env).communicate(timeout=60)
+    process = python("-m", "kit", "fit", "--epochs", 200, env=env)
+    printed, errors = process.communicate(timeout=60)
     assert errors == "" and printed.replace("\n", "").isprintable()
     lines = printed.splitlines()
     assert "regression" in lines[0]
@@ -115,32 +100,23 @@ def test_the_line_where_only_a_copy_of_kit_is(tmp_path):
     assert all(name in lines[-1] for name in FILES)
     assert {path.name for path in Path("runs/001").iterdir()} == FILES
     assert Path("runs/001/curves.png").read_bytes().startswith(b"\x89PNG")
-    golden = {epoch: LINEAR[epoch] for epoch in (1, 101, 200)}
-    assert assert_golden("runs/001", golden) == 200
     config = json.loads(Path("runs/001/config.json").read_text())
     assert (config["epochs"], config["seed"], config["lr"]) == (200, 42, 0.01)
 
     quick("--out runs/001 --resume --epochs 201")
-    assert assert_golden("runs/001", LINEAR) == 201 and os.listdir("runs") == ["001"]
+    history = read_csv("runs/001/history.csv")
+    assert len(history) == 201 and os.listdir("runs") == ["001"]
+    for epoch, losses in LINEAR.items():
+        row = history[epoch - 1]
+        assert int(row["epoch"]) == int(row["step"]) == epoch
+        found = float(row["train_loss"]), float(row["val_loss"])
+        assert found == pytest.approx(losses, abs=1e-6)
 
 
 MODELS = """
-import torch
 from torch import nn
-class Line(nn.Module):
-    def __init__(self, inputs, outputs):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(inputs))
-        self.bias = nn.Parameter(torch.randn(outputs))
-    def forward(self, x):
-        return self.weight * x + self.bias
-class InPlace(nn.Linear):
-    def forward(self, x):
-        return super().forward(x.sub_(1))
 def lazy(inputs, outputs): return nn.LazyLinear(outputs)
-def none(inputs, outputs): return None
 def fails(inputs, outputs): return {}["width"]
-def wide(inputs, outputs): return nn.Linear(inputs + 1, outputs)
 def few(inputs, outputs): return nn.Linear(inputs, outputs + 1)
 def stops(inputs, outputs): raise KeyboardInterrupt
 class Fails(nn.Linear):
@@ -154,26 +130,23 @@ class OfSeven(nn.Linear):
 
 def test_a_model_of_ones_own_is_named_again():
     Path("own_line.py").write_text(MODELS)
-    quick("--epochs 100 --out own --model own_line:Line")
-    assert_golden("own", TWO_PARAMETERS)
-    assert weights("own")["0.weight"].item() == pytest.approx(0.5784, abs=5e-5)
-    assert weights("own")["0.bias"].item() == pytest.approx(0.3513, abs=5e-5)
+    quick("--out own --model own_line:lazy")
     assert os.getcwd() not in sys.path
     write_csv("x.csv", "x", [[0.0]])
     for command in (
         "evaluate own",
         "predict own --data x.csv",
         "export own a.pt2",
-        "fit --out own --resume --epochs 101 --quiet",
+        "fit --out own --resume --epochs 3 --quiet",
     ):
         line = refused(command)
-        assert "own_line:Line" in line and "--model" in line
-        assert "--model" in refused(f"{command} --model own_line:Other")
-        call(f"{command} --model own_line:Line")
+        assert "own_line:lazy" in line and "--model" in line
+        assert "--model" in refused(f"{command} --model own_line:OfSeven")
+        call(f"{command} --model own_line:lazy")
 
 
 def houses(n=300):
-    """A raw table: text, gaps, booleans, a counter; and its rows for an oracle."""
+    """A raw table: text, gaps, booleans, a counter."""
     pandas = pytest.importorskip("pandas")
     rng = np.random.default_rng(0)
     frame = pandas.DataFrame({"id": range(1, n + 1)})
@@ -183,16 +156,14 @@ def houses(n=300):
     worth = frame["city"].map({"Rome": 3.0, "Oslo": 5.0, "Lima": 1.0})
     frame["price"] = 100 * (frame["rooms"] + worth + 2 * frame["garden"])
     frame["price"] += rng.normal(0, 20, n).round(2)
-    oracle = pandas.get_dummies(frame.drop(columns=["id", "price"])).astype(float)
     frame.loc[3, "rooms"], frame.loc[5, "city"] = None, None
-    return frame, oracle
+    return frame
 
 
-def test_a_raw_table_is_learned_as_well_as_by_a_linear_model():
-    from sklearn.linear_model import LinearRegression
+def test_a_raw_table_is_learned_and_scored_as_it_is():
     from sklearn.metrics import r2_score
 
-    frame, oracle = houses()
+    frame = houses()
     frame.assign(day="2024-01-31").to_csv("houses.csv", index=False)
     assert refused("fit --data houses.csv --target price").endswith("--drop day")
     frame.to_csv("houses.csv", index=False)
@@ -205,8 +176,6 @@ def test_a_raw_table_is_learned_as_well_as_by_a_linear_model():
     rows, _, test = (
         part[0].numpy() for part in kit.split((rows,), ratios=ratios, seed=42)
     )
-    linear = LinearRegression().fit(oracle.values[rows], frame["price"][rows])
-    expected = linear.score(oracle.values[test], frame["price"][test])
     table, std = table_of(printed), frame["price"][rows].std(ddof=0)
     assert table["rows"] == {"train": 210, "val": 45, "test": 45}
     loss = min(float(row["val_loss"]) for row in read_csv("runs/001/history.csv"))
@@ -214,7 +183,7 @@ def test_a_raw_table_is_learned_as_well_as_by_a_linear_model():
     assert table["mse"]["val"] == pytest.approx(loss * std**2, rel=1e-3)
     mean = content(Path("runs/001/best.pt"))["model"]["0.mean"][0].item()
     assert mean == pytest.approx(frame["rooms"][rows].mean())  # of the training rows
-    assert table["r2"]["test"] > expected - 0.03 > 0.8
+    assert table["r2"]["test"] > 0.96  # a linear model's is 0.99, without gaps
 
     assert table_of(call("evaluate runs/001")) == table
     frame.iloc[test].to_csv("test.csv", index=False)
@@ -230,30 +199,27 @@ def test_a_raw_table_is_learned_as_well_as_by_a_linear_model():
     assert score == pytest.approx(table["r2"]["test"], abs=1e-4)
 
 
-def test_predictions_keep_the_rows_order_and_inputs():
-    frame, _ = houses(60)
+def test_predictions_keep_the_order_of_the_rows():
+    frame = houses(60)
     frame.to_csv("houses.csv", index=False)
     quick("--data houses.csv --target price --out run")
     new = frame.drop(columns="price")[::-1].astype({"city": object})
     new.loc[10, "city"], new.loc[11, "rooms"], new.loc[12, "city"] = "Bern", None, None
     new.to_csv("new.csv", index=False)
-    alone = [row["prediction"] for row in read_csv(call("predict run --data new.csv"))]
-    beside = read_csv(call("predict run --data new.csv --with-inputs"))
-    assert [row["prediction"] for row in beside] == alone and all(map(float, alone))
-    for row, expected in zip(beside, read_csv("new.csv"), strict=True):
-        assert list(row) == [*expected, "prediction"]
-        assert {**row, "prediction": ""} == {**expected, "prediction": ""}
+    rows = read_csv(call("predict run --data new.csv"))
+    assert len(rows) == 60 and all(float(row["prediction"]) for row in rows)
     new[new["id"] == 12].to_csv("one.csv", index=False)  # a row by itself
     (row,) = read_csv(call("predict run --data one.csv"))
-    assert float(row["prediction"]) == pytest.approx(float(alone[60 - 12]), rel=1e-5)
+    together = rows[60 - 12]["prediction"]
+    assert float(row["prediction"]) == pytest.approx(float(together), rel=1e-5)
 
 
 def test_inputs_beside_predictions_are_the_files_own_text(files):
     write_csv("odd.csv", "a b note", [["1.50", "?", "NA"], ["2", "-", ""]])
-    rows = read_csv(call("predict reg --data odd.csv --with-inputs"))
-    assert [{**row, "prediction": ""} for row in rows] == [
-        {**row, "prediction": ""} for row in read_csv("odd.csv")
-    ]
+    alone = read_csv(call("predict reg --data odd.csv"))
+    beside = read_csv(call("predict reg --data odd.csv --with-inputs"))
+    expected = [text | row for text, row in zip(read_csv("odd.csv"), alone)]
+    assert beside == expected and list(beside[0]) == ["a", "b", "note", "prediction"]
     write_csv("taken.csv", "a b prediction", [[1, 2, 3]])
     call("predict reg --data taken.csv")
     assert "prediction" in refused("predict reg --data taken.csv --with-inputs")
@@ -293,12 +259,7 @@ def prepared(tmp_path_factory):
             quick(f"--data {name}.csv --target y --out {name}")
         quick("--out line")
         write_csv("no_b.csv", "a y", [[1, 2]])
-        write_csv("word.csv", "a b y", [[1, 2, 3], [1, "six", 3]])
-        write_csv("header.csv", "a b y", [])
-        write_csv("few.csv", "a b y", [[5, 2, i] for i in range(1, 6)])
         write_csv("cow.csv", "a b y", [[5, 2, "pos"], [3, 4, "cow"]])
-        names = [[i / 7, f"name {i}", "2024-01-31", i % 9] for i in range(30)]
-        write_csv("names.csv", "a who day y", names)
         saved = Path("reg/best.pt").read_bytes()
         Path("half.pt").write_bytes(saved[: len(saved) // 2])
         saved = torch.load("reg/best.pt", weights_only=True)
@@ -307,9 +268,7 @@ def prepared(tmp_path_factory):
         for value in filter(torch.is_floating_point, saved["model"].values()):
             value.fill_(torch.nan)
         torch.save(saved, "nan.pt")
-        model = torch.nn.Linear(1, 1)
-        state = kit.make_state(model, torch.optim.SGD(model.parameters(), lr=0.1))
-        kit.save_checkpoint(state, "library/last.pt")
+        kit.save_checkpoint(helpers.make_state(), "library/last.pt")
         Path("in_the_way").write_text("a file")
         Path("models_of_mine.py").write_text(MODELS)
         Path("syntax.py").write_text("def (:\n")
@@ -327,28 +286,19 @@ def files(prepared, tmp_path):
 TABLE = "--data reg.csv --target y"
 
 
-def test_runs_take_the_next_free_folder():
-    for name in ("001", "003", "notes"):
-        Path("runs", name).mkdir(parents=True)
-    quick()
-    assert {path.name for path in Path("runs/002").iterdir()} == FILES
-
-
-def run_kit(arguments):
-    kit.main(arguments.split())
-
-
 def fit_where_folders_take_time(seed):
     mkdir = os.mkdir
     os.mkdir = lambda *path, **mode: (time.sleep(0.5), mkdir(*path, **mode))
-    run_kit(f"fit --quiet --epochs 2 --seed {seed}")
+    kit.main(f"fit --quiet --epochs 2 --seed {seed}".split())
 
 
 def test_four_starts_at_once_take_four_folders():
+    for name in ("002", "notes"):
+        Path("runs", name).mkdir(parents=True)
     children = [start(fit_where_folders_take_time, seed) for seed in range(4)]
     assert [child.wait() for child in children] == [0] * 4
-    folders = sorted(Path("runs").iterdir())
-    assert [folder.name for folder in folders] == ["001", "002", "003", "004"]
+    folders = [Path("runs", name) for name in ("001", "003", "004", "005")]
+    assert all({path.name for path in folder.iterdir()} == FILES for folder in folders)
     seeds = [json.loads((f / "config.json").read_text())["seed"] for f in folders]
     assert sorted(seeds) == [0, 1, 2, 3]
     assert [content(f / "last.pt")["config"]["seed"] for f in folders] == seeds
@@ -364,13 +314,12 @@ def test_a_used_folder_is_left_alone_unless_overwritten(files):
     Path("line/notes.txt").write_text("mine")
     quick("--out line --overwrite --epochs 3 --lr 0.02")
     quick("--out anew --epochs 3 --lr 0.02")
-    assert_same(weights("line"), weights("anew"))
+    assert_same_runs("line", "anew")
     assert Path("line/notes.txt").read_text() == "mine"
 
 
 def test_a_folder_in_use_keeps_its_files():
-    lines, model = [], torch.nn.Linear(1, 1)
-    state = kit.make_state(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    lines, state = [], helpers.make_state(torch.nn.Linear(1, 1))
 
     def overwrite(state):
         if len(state.history) == 2:
@@ -389,12 +338,8 @@ def test_a_resumed_run_equals_a_straight_one(files):
     quick(f"{options} --out resumed --epochs 3 --patience 7")
     free = "--patience 20 --device cpu --workers 0"
     quick(f"--out resumed --resume --epochs 5 --seed 42 {free}")
-    assert_same(weights("resumed"), weights("straight"))
-    straight, resumed = (
-        [{**row, "seconds": ""} for row in read_csv(f"{name}/history.csv")]
-        for name in ("straight", "resumed")
-    )
-    assert straight == resumed and len(resumed) == 5
+    assert_same_runs("resumed", "straight", "patience", "device")
+    assert len(read_csv("resumed/history.csv")) == 5
     before = Path("resumed/last.pt").read_bytes()
     for epochs in (5, 2):  # there is nothing left to do
         assert "accuracy" in call(f"fit --out resumed --resume --epochs {epochs}")
@@ -435,7 +380,6 @@ OPTIONS = (
     "--model linear --ratios 0.8,0.2 --workers 1 --device cpu --seed 0",
     "--ratios 1 --patience 1",
     "--model models_of_mine:lazy",
-    "--model models_of_mine:InPlace",
 )
 
 
@@ -471,7 +415,7 @@ def test_the_whole_model_is_compiled(files, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     quick(f"{TABLE} --hidden 8,4 --amp bf16 --compile --out run")
     assert set(calls) == {3}
-    assert not any("_orig_mod" in key for key in weights("run"))
+    assert not any("_orig_mod" in key for key in content("run/last.pt")["model"])
 
 
 def test_help_groups_the_options_with_their_defaults():
@@ -502,9 +446,7 @@ def test_a_config_file_is_typed_options_which_override_it(name):
     assert len(read_csv("file/history.csv")) == 3
     quick(f"--config {name} --out file2")
     quick("--ratios 0.6,0.4 --batch-size 8 --optimizer adam --lr 0.01 --out typed")
-    file, typed = (content(f"{name}/last.pt") for name in ("file2", "typed"))
-    assert file.pop("config") == typed.pop("config")
-    assert_same(file, typed)
+    assert_same_runs("file2", "typed")
 
 
 WRONG = {
@@ -591,9 +533,7 @@ def test_an_interrupt_says_how_to_continue_and_that_works(number, monkeypatch):
     assert len(read_csv("run/history.csv")) == len(history) and 0 < len(history) < 200
     quick("--out run --resume --epochs 200")
     quick("--epochs 200 --out other")
-    run, other = (content(f"{name}/last.pt") for name in ("run", "other"))
-    assert run.pop("config") == other.pop("config")
-    assert_same(run, other)
+    assert_same_runs("run", "other")
 
 
 # ------------------------------------------------------------------------ mistakes
@@ -605,27 +545,18 @@ MISTAKES = [  # what is typed, and words of the line that answers it
     ("fit --data half.pt --target y", "half.pt"),
     ("fit --data reg.csv", "--target"),
     ("fit --target y --epochs 1", "--data"),
-    ("fit --data reg.csv --target z", "z", "a, b, y"),
-    ("fit --data names.csv --target y", "--drop who,day"),
-    ("fit --data header.csv --target y", "0 rows"),
-    ("fit --data few.csv --target y --task regression", "5 rows are too few"),
-    ("fit --data cls.csv --target y --task regression", "cls.csv", "y"),
     # options
-    (f"{FIT} --ratios 0.5,0.6", "ratios", "sum to 1"),
     (f"{FIT} --ratios 0.4,0.3,0.2,0.1", "--ratios"),
     (f"{FIT} --hidden 64,b", "--hidden", "b"),
     ("fit --lr nan --out nan", "learning rate", "nan"),
     ("fit --lr 0", "--lr", "0"),
-    ("fit --clip 0", "clip", "0"),
     ("fit --device abacus", "device", "abacus"),
     (f"{FIT} --loss cross_entropy", "--loss", "cross_entropy"),
     # models
     (f"{FIT} --model cnn", "--model", "cnn"),
     (f"{FIT} --model syntax:good", "--model", "syntax"),
-    (f"{FIT} --model models_of_mine:none", "None"),
     (f"{FIT} --model models_of_mine:fails", "width"),
     (f"{FIT} --model models_of_mine:few", "--model"),
-    (f"{FIT} --model models_of_mine:wide", "shapes"),
     (f"{FIT} --model models_of_mine:Fails", "one"),
     # run folders
     (f"{FIT} --out in_the_way", "in_the_way"),
@@ -635,14 +566,11 @@ MISTAKES = [  # what is typed, and words of the line that answers it
     ("fit --out library --resume", "library/last.pt"),
     # checkpoints
     ("evaluate no.pt", "no.pt"),
-    ("evaluate half.pt", "half.pt"),
     ("evaluate library/last.pt", "library/last.pt", "kit fit"),
     ("evaluate line --data reg.csv", "reg.csv", "x"),
     # evaluate, predict and export
     ("evaluate cls --data cow.csv", "cow", "neg, pos"),
-    ("evaluate reg --data cls.csv", "cls.csv", "y"),
     ("predict reg --data no_b.csv", "b", "no_b.csv"),
-    ("predict reg --data word.csv", "word.csv", "b", "six"),
     ("predict reg --data reg.csv --output in_the_way/p.csv", "in_the_way"),
     ("predict reg --data reg.csv --output reg", "reg"),
     ("export reg a.pth", "a.pth"),
@@ -657,14 +585,12 @@ def test_a_mistake_is_answered_in_one_line(files, command, words):
 
 
 def test_ctrl_c_in_a_command_is_quiet_and_its_status_130(files):
-    result = invoke(*f"{FIT} --model models_of_mine:stops".split())
+    result = invoke(f"{FIT} --model models_of_mine:stops")
     assert result.exit_code == 130 and not result.output
 
 
 def test_ctrl_c_while_torch_is_imported_is_quiet():
-    command = [sys.executable, "-m", "kit", "fit"]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE)
+    process = python("-m", "kit", "fit")
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    assert process.communicate()[1] == b"" and process.returncode == 130
+    assert process.communicate() == ("", "") and process.returncode == 130

@@ -203,16 +203,13 @@ def test_a_model_that_works_in_place_changes_no_data(size, shuffle):
     assert all(map(torch.equal, data, kit.make_data()))
 
 
-def padded(rows):
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True), len(rows)
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_collate_fn_makes_the_batch(workers):
     sequences = [torch.arange(length) for length in (3, 1, 2, 5, 4)]
-    options = {"batch_size": 2, "collate_fn": padded, "workers": workers}
-    batches = list(kit.make_loader(Subset(sequences, range(5)), **options))
-    assert [(*x.shape, n) for x, n in batches] == [(2, 3, 2), (2, 5, 2), (1, 4, 1)]
+    pad = nn.utils.rnn.pad_sequence
+    options = {"batch_size": 2, "collate_fn": pad, "workers": workers}
+    batches = kit.make_loader(Subset(sequences, range(5)), **options)
+    assert [x.shape for x in batches] == [(3, 2), (5, 2), (4, 1)]
 
 
 # -------------------------------------------------------- make_loader: random numbers

@@ -20,6 +20,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers import assert_same, content, start_ranks, table, wait_for
+from test_open import SCRIPTS
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -125,33 +126,21 @@ def own_process_group():
     return [row, weights, kit.read_checkpoint("own.pt")["model"]]
 
 
-def of_seven_rows(batch_size, **options):
-    """Some processes have no row of a batch."""
-    batches = loader(7, batch_size), loader(7, batch_size)
-    return trained(None, *batches, metrics=count, **options)
+def of_seven_rows(**options):
+    """A batch is one row: some processes have none."""
+    return trained(None, loader(7, 1), loader(7, 1), metrics=count, **options)
 
 
 def of_a_dataset(make_loader, **options):
     return trained(None, make_loader(rows(), batch_size=5, shuffle=True, **options))
 
 
-def of_nests(**options):
-    """Batches that are dicts, a forward for them, targets in a nest."""
-
-    def collate(items):
-        X, y = map(torch.stack, zip(*items))
-        return {"x": X, "labels": [y, (y.abs(), -y)]}
-
-    def forward(model, batch):
-        return {"y": model(batch["x"])}, batch["labels"]
-
-    def loss_fn(outputs, targets):
-        y, (size, _) = targets
-        return F.mse_loss(outputs["y"], y) + F.l1_loss(outputs["y"], size)
-
-    batches = loader(collate_fn=collate)
-    options |= {"loss_fn": loss_fn, "forward": forward}
-    return trained(None, batches, batches, **options)
+def of_a_script(name, **options):
+    """Batches that are dicts, or whose targets are nests."""
+    script = SCRIPTS[name]
+    torch.manual_seed(0)
+    parts = make_state(script.model()), script.loader(), script.loader()
+    return trained(*parts, **script.options, **options)
 
 
 ONE_CYCLE = partial(lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=15)
@@ -162,17 +151,14 @@ TRAININGS = {
     "bf16": lambda: trained(make_state(kit.amp(helpers.mlp(dropout=0), "bf16"))),
     "fp16, which skips an update": in_fp16,
     "a dict loss, 4 micro-batches": partial(trained, loss_fn=totals, accumulate=4),
-    "a dict loss, ranks without rows": partial(of_seven_rows, 1, loss_fn=totals),
+    "a dict loss, ranks without rows": partial(of_seven_rows, loss_fn=totals),
     "a Dataset with workers": partial(of_a_dataset, kit.make_loader, workers=2),
     "a plain shuffled DataLoader": partial(of_a_dataset, DataLoader),
-    "nests, 2 micro-batches": partial(of_nests, accumulate=2),
+    "dicts, 2 micro-batches": partial(of_a_script, "Hugging Face", accumulate=2),
+    "nests, 2 micro-batches": partial(of_a_script, "multi-task", accumulate=2),
     "an endless stream": lambda: trained(None, loader(steps=7)),
-    "OneCycleLR, 4 micro-batches": lambda: trained(
-        make_state(scheduler=ONE_CYCLE), accumulate=4
-    ),
     "plateau": lambda: trained(make_state(scheduler=PLATEAU)),
-    "7 rows by 1, 4 micro-batches": partial(of_seven_rows, 1, accumulate=4),
-    "7 rows by 2": partial(of_seven_rows, 2),
+    "ranks without rows, 4 micro-batches": partial(of_seven_rows, accumulate=4),
     "afterwards": afterwards,
     "own process group": own_process_group,
 }
@@ -211,13 +197,12 @@ def all_reduces():
         counts[-1] += 1
         return allreduce_hook(group, bucket)
 
-    def step(state, batch, **options):
+    def before(state):
         if not counts:
             state.model.register_comm_hook(None, counted)
         counts.append(0)
-        return kit.train_step(state, batch, accumulate=4, **options)
 
-    fit(step=step)
+    fit(step=helpers.Step(accumulate=4, before=before))
     return counts
 
 
@@ -227,14 +212,11 @@ def test_gradients_are_all_reduced_once_a_step():
 
 def draws(workers):
     """The rows that this process was given."""
-    given = []
-
-    def step(state, batch, *, loss_fn, forward):
-        given.extend(zip(batch[1][:, 0].tolist(), batch[0].tolist()))
-        return state._replace(step=state.step + 1), {"loss": 0.0, "weight": 1}
-
+    step, given = helpers.Step(), []
     shape = {"batch_size": 4, "shuffle": True, "workers": workers}
     fit(None, kit.make_loader(helpers.Draws(8), **shape), step=step)
+    for drawn, numbers in step.batches:
+        given.extend(zip(numbers[:, 0].tolist(), drawn.tolist()))
     return given
 
 
@@ -318,21 +300,16 @@ def interrupted(number, where, which):
     """A signal to one process, amid the second epoch or in its validation."""
     sent = []
 
-    def send(i):
-        if (rank(), i) == (which, 2):
+    def send(place, i):
+        if (place, rank(), i) == (where, which, 2):
             sent.append(time.time())
             signal.raise_signal(number)
 
-    def step(state, batch, **options):
-        if where == "training":
-            send(state.step - 4)
-        return kit.train_step(state, batch, **options)
-
     def at(i):
-        if where == "validation":
-            send(i)
+        send("validation", i)
         time.sleep(0.1)
 
+    step = helpers.Step(before=lambda state: send("training", state.step - 4))
     with pytest.raises((SystemExit, KeyboardInterrupt)) as caught:
         fit(None, None, Validation(at), step=step, checkpoint="run")
     return sent, time.time(), getattr(caught.value, "code", None), dist.is_initialized()
@@ -373,7 +350,6 @@ def broken(outputs, targets):
 FAILURES = {  # what fit is given, the words, and the words of all processes
     "another step": (lambda: {"state": make_state()._replace(step=rank())}, "step"),
     "100 and 101 rows": (lambda: {"train": loader(100 + rank())}, "100"),
-    "plain loaders": (lambda: {"train": DataLoader(rows(100 + rank()), 6)}, "100"),
     "a DistributedSampler": (lambda: {"train": of_a_rank()}, "DistributedSampler"),
     "nan in one share": (lambda: {"train": with_nan()}, "nan"),
     "loss 1": (lambda: {"loss_fn": broken}, "process 1 is broken"),

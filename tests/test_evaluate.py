@@ -4,19 +4,10 @@ import copy
 from contextlib import nullcontext
 from functools import partial
 
+import helpers
 import pytest
 import torch
-from helpers import (
-    assert_same,
-    classifier,
-    draws,
-    make_state,
-    random_state,
-    refused,
-    table,
-    weighted,
-    weighted_mean,
-)
+from helpers import assert_same, classifier, make_state, refused, table, weighted
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -47,7 +38,7 @@ def test_loss_and_metrics_are_the_same_for_any_batching(sizes):
 
     y[:9] = -1  # a whole batch of weight 0, and more
     row = kit.evaluate(model, batched((x, y), *sizes), loss_fn=weighted)
-    expected = weighted_mean(outputs, y).item()
+    expected = helpers.weighted_mean(outputs, y).item()
     assert row == pytest.approx({"loss": expected, "twice": 2}, rel=1e-6)
 
 
@@ -71,18 +62,11 @@ def test_a_metric_called_loss_is_not_the_loss():
     assert row == {"loss": 1.0, "other": 1.0}
 
 
-class Noisy(TensorDataset):
-    """Draws while it is read, as an augmentation does."""
-
-    def __getitem__(self, row):
-        x, y = super().__getitem__(row)
-        return x + sum(draws()), y
-
-
-LOADERS = {
-    "plain": lambda: DataLoader(Noisy(*classes()), batch_size=8, shuffle=True),
-    "kit's": lambda: kit.make_loader(Noisy(*classes()), batch_size=8, shuffle=True),
-    "tensors": lambda: kit.make_loader(classes(), batch_size=8, shuffle=True),
+SHUFFLED = {"batch_size": 8, "shuffle": True}
+LOADERS = {  # the first two draw while they are read, as an augmentation does
+    "plain": lambda: DataLoader(helpers.Draws(), **SHUFFLED),
+    "kit's": lambda: kit.make_loader(helpers.Draws(), **SHUFFLED),
+    "tensors": lambda: kit.make_loader(table(20), **SHUFFLED),
 }
 
 
@@ -90,9 +74,8 @@ LOADERS = {
 @pytest.mark.parametrize("val", LOADERS)
 def test_training_is_the_same_with_and_without_validation(train, val):
     def trained(val, **options):
-        options |= {"loss_fn": F.cross_entropy, "epochs": 3, "seed": 5}
-        loader = LOADERS[train]()
-        state = kit.fit(make_state(classifier()), loader, val, **options)
+        options |= {"loss_fn": F.mse_loss, "epochs": 3, "seed": 5}
+        state = kit.fit(make_state(), LOADERS[train](), val, **options)
         return dict(state.model.state_dict())
 
     assert_same(trained(LOADERS[val](), metrics=kit.metrics), trained(None))
@@ -100,9 +83,9 @@ def test_training_is_the_same_with_and_without_validation(train, val):
 
 @pytest.mark.parametrize("loader", LOADERS.values(), ids=LOADERS)
 def test_evaluation_leaves_the_random_numbers_alone(loader):
-    model, before = classifier(), random_state()
-    kit.evaluate(model, loader(), loss_fn=F.cross_entropy)
-    assert random_state() == before
+    model, before = helpers.mlp(), helpers.random_state()
+    kit.evaluate(model, loader(), loss_fn=F.mse_loss)
+    assert helpers.random_state() == before
 
 
 @pytest.mark.parametrize("wrap", [lambda m: m, partial(kit.amp, precision="bf16")])
@@ -133,11 +116,7 @@ def test_modules_train_as_they_were_left():
     """A frozen BatchNorm stays frozen; a model in eval mode trains in training mode."""
     model, loader, seen = classifier(), [classes()], []
     model[1].eval().requires_grad_(False)
-
-    def step(state, batch, **options):
-        seen.append(modes(model))
-        return kit.train_step(state, batch, **options)
-
+    step = helpers.Step(before=lambda state: seen.append(modes(model)))
     options = {"loss_fn": F.cross_entropy, "step": step}
     state = kit.fit(make_state(model), loader, loader, epochs=3, **options)
     assert seen == [dict.fromkeys(modes(model), True) | {"1": False}] * 3

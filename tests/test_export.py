@@ -15,8 +15,7 @@ import onnxruntime
 import pandas
 import pytest
 import torch
-from click.testing import CliRunner
-from helpers import one_line
+from helpers import call, refused
 from torch import nn
 from torch.nn import functional as F
 
@@ -25,8 +24,8 @@ import kit
 SUFFIXES = pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
 
 
-def rows(n, *shape):
-    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(n))
+def rows(n, columns):
+    return torch.randn(n, columns, generator=torch.Generator().manual_seed(n))
 
 
 def table_model(outputs):
@@ -48,15 +47,10 @@ def with_dropout():
     return state.model
 
 
-def cnn():
-    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.Linear(8 * 100, 10))
-
-
 MODELS = {
-    "a table's regression": (partial(table_model, 1), (3,)),
-    "a table's classes": (partial(table_model, 4), (3,)),
-    "a cnn": (cnn, (1, 12, 12)),
-    "dropout and batchnorm": (with_dropout, (3,)),
+    "a table's regression": partial(table_model, 1),
+    "a table's classes": partial(table_model, 4),
+    "dropout and batchnorm": with_dropout,
 }
 
 
@@ -72,11 +66,10 @@ def load(path):
 @pytest.mark.parametrize("name", MODELS)
 def test_the_file_gives_the_models_numbers(name, suffix):
     torch.manual_seed(0)
-    make, shape = MODELS[name]
-    model = make()
-    exported = load(kit.export(model, f"a{suffix}", example=rows(5, *shape)))
+    model = MODELS[name]()
+    exported = load(kit.export(model, f"a{suffix}", example=rows(5, 3)))
     for n in (1, 7, 1000):
-        X = rows(n, *shape)
+        X = rows(n, 3)
         if "table" in name:
             X[:, 2] = torch.arange(n) % 4  # a code that is unknown among them
             X[0, 0] = torch.nan  # a gap
@@ -178,28 +171,21 @@ UNEQUAL = {  # from the model, or from call to call
 def test_what_cannot_be_exported_is_one_line_and_no_file(name, suffix, capfd):
     function, reason = CANNOT.get(name) or (UNEQUAL[name], "differs")
     model = nn.Sequential(nn.Linear(3, 3), Function(function))
-    with pytest.raises(ValueError, match=rf"^a\{suffix} .*{reason}") as error:
+    with refused(rf"^a\{suffix} .*{reason}"):
         kit.export(model, f"a{suffix}", example=rows(4, 3))
-    one_line(error)
     assert not os.listdir() and capfd.readouterr() == ("", "")
 
 
 def test_what_is_no_example_is_one_line(caplog):
     export = partial(kit.export, nn.Linear(3, 1))
-    for path, example, error, words in (
-        (
-            "a.pt",
-            rows(4, 3),
-            ValueError,
-            r"must be an \.onnx or \.pt2 file, got a\.pt$",
-        ),
-        ("a.pt2", np.ones((4, 3)), TypeError, "example must be .*ndarray"),
-        ("a.pt2", torch.ones(0, 3), ValueError, "rows of example must be at least 1"),
-        ("a.pt2", rows(4, 2), ValueError, r"a\.pt2 .* cannot be|must have"),
+    for path, example, words in (
+        ("a.pt", rows(4, 3), r"must be an \.onnx or \.pt2 file, got a\.pt$"),
+        ("a.pt2", np.ones((4, 3)), "example must be .*ndarray"),
+        ("a.pt2", torch.ones(0, 3), "rows of example must be at least 1"),
+        ("a.pt2", rows(4, 2), r"a\.pt2 .* cannot be|must have"),
     ):
-        with pytest.raises(error, match=words) as caught:
+        with refused(words):
             export(path, example=example)
-        one_line(caught)
     assert not [record for record in caplog.records if record.levelno > logging.INFO]
 
 
@@ -218,11 +204,6 @@ def test_an_exported_table_takes_raw_numbers_and_codes(task):
     table["y"] = [TARGETS[task](*row) for row in table.values]
     table.loc[5, "rooms"] = None
     table.to_csv("a.csv", index=False)
-
-    def call(command):
-        result = CliRunner().invoke(kit.main, command.split())
-        assert result.exit_code == 0, result.output
-        return result.stdout
 
     call("fit --data a.csv --target y --epochs 3 --quiet --amp bf16 --out run")
     assert "out/a.onnx" in call("export run out/a.onnx")

@@ -17,8 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
-from helpers import assert_same, content, make_state, start, table
+from helpers import assert_same, content, invoke, make_state, start, table
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -238,7 +237,7 @@ def invoke_one(seed):
         "export odd odd.pt2",
         "fit --resume --out odd --epochs 3 --quiet",
     ):
-        result = CliRunner().invoke(kit.main, command.split())
+        result = invoke(command)
         assert isinstance(result.exception, SystemExit | None), result.exc_info
         if result.exit_code:
             check_line(result.output.strip().replace("\n", " "))
@@ -252,8 +251,7 @@ def invoke_all(count):
     Path("t.csv").write_text("\n".join(["a,b,kind,y", *rows]))
     os.mkfifo("pipe")
     for options in ("--out line", "--out table --data t.csv --target y"):
-        fit = f"fit --epochs 2 {options} --quiet".split()
-        assert CliRunner().invoke(kit.main, fit).exit_code == 0
+        assert invoke(f"fit --epochs 2 {options} --quiet").exit_code == 0
     for seed in (None, None, None):  # of both kinds, very probably: imports are done
         invoke_one(seed)
     return watched(invoke_one, range(count))

@@ -13,8 +13,7 @@ from pathlib import Path
 import click
 import pytest
 import torch
-from click.testing import CliRunner
-from helpers import ROOT
+from helpers import ROOT, call
 
 import kit
 
@@ -25,12 +24,6 @@ FILE = ROOT / "recipes" / "10_serve.py"
 RECIPE = runpy.run_path(str(FILE))
 COLUMNS = ["living area", "größe", "heat"]
 JSON = {"content-type": "application/json"}
-
-
-def command(*arguments):
-    result = CliRunner().invoke(kit.main, [str(a) for a in arguments])
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 def make_rows():
@@ -56,12 +49,12 @@ def files(tmp_path_factory):
         for row in ROWS:
             target = {"number": 10 * row["größe"], "class": str(row["größe"] < 5)}
             writer.writerow(row | target)
-    command("fit", "--quiet", "--epochs", 200, "--out", folder / "line")
+    call("fit --quiet --epochs 200 --out", folder / "line")
     for name, other in (("number", "class"), ("class", "number")):
-        data = "--data", folder / "table.csv", "--target", name, "--drop", other
-        command("fit", "--quiet", *data, "--epochs", 5, "--out", folder / name)
-    command("export", folder / "line/last.pt", folder / "line.pt2")
-    command("export", folder / "number", folder / "number.onnx")
+        fit = f"fit --quiet --epochs 5 --target {name} --drop {other}"
+        call(f"{fit} --data", folder / "table.csv", "--out", folder / name)
+    call("export", folder / "line/last.pt", folder / "line.pt2")
+    call("export", folder / "number", folder / "number.onnx")
     return folder
 
 
@@ -97,7 +90,7 @@ def predict(port, *rows):
 
 def test_rows_get_what_kit_predict_says(files, ports):
     for name in ("number", "class"):
-        printed = command("predict", files / name, "--data", files / "table.csv")
+        printed = call("predict", files / name, "--data", files / "table.csv")
         expected = csv.DictReader(printed.splitlines())
         rows = [dict(reversed(row.items())) for row in ROWS]  # names tell the columns
         for found, line in zip(predict(ports[name], *rows), expected, strict=True):
@@ -130,13 +123,6 @@ def test_outputs_that_are_not_finite_are_a_422():
     assert status == 422 and "too large" in reply["detail"]
 
 
-def test_unknown_categories_are_counted(ports):
-    known = {"living area": 90, "größe": 3, "heat": "gas"}
-    before = get(ports["number"], "/model")[1]["unknown"].get("heat", 0)
-    predict(ports["number"], known, *[known | {"heat": "sun"}] * 2)
-    assert get(ports["number"], "/model")[1]["unknown"]["heat"] == before + 2
-
-
 def changed(**changes):
     row = {"living area": 90, "größe": 3, "heat": "gas"} | changes
     return json.dumps({"rows": [row]}).encode()
@@ -148,11 +134,9 @@ BAD = [  # body, what is said of it
     (b"null", 'must be {"rows": [...]}, got None'),
     (b'{"rows": []}', "rows must be a list of rows, got []"),
     (b'{"rows": [[1, 2, 3]]}', "row 0: must be an object with the columns' names"),
-    (b'{"rows": [{}]}', "row 0: 'living area' is missing"),
     (changed(**{"z" * 999: 1}), "zzz is not a column"),
     (changed(größe=math.nan), "row 0: größe must be a finite number, got nan"),
     (changed(größe=10**400), "row 0: größe must be a finite number, got 10000"),
-    (changed(größe="3"), "row 0: größe must be a number or null, got '3'"),
     (changed(heat=3), "row 0: heat must be text or null, got 3"),
     (b"[" * 100_000, "nested too deep"),
 ]
@@ -183,6 +167,7 @@ def test_random_bodies_are_answered_or_refused_but_never_a_500(ports):
         assert status == (200 if "predictions" in reply else 422), body
         seen[status] += 1
     assert min(seen[200], seen[422]) > 60
+    assert get(ports["number"], "/model")[1]["unknown"]["heat"] > 0
 
 
 OWN = """
@@ -194,7 +179,7 @@ make = torch.nn.Linear
 
 def test_a_checkpoint_never_says_what_to_import():
     Path("own.py").write_text(OWN)
-    command("fit", "--epochs", 2, "--quiet", "--model", "own:make", "--out", "run")
+    call("fit --epochs 2 --quiet --model own:make --out run")
     Path("imported").unlink()
     del sys.modules["own"]
     with pytest.raises(click.ClickException, match="--model"):

@@ -1,6 +1,8 @@
 """recipes/12_troubleshooting.py: what it prints is tested with the other recipes."""
 
+import re
 import runpy
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,29 +31,21 @@ def test_nothing_is_found_where_all_is_well():
         ("overfits", rows(rising, rising)),
         ("misses_a_class", F.one_hot(classes).float(), classes),
         ("misses_a_class", F.one_hot(0 * halves, 2).float(), halves),
-        ("inputs_are_off_scale", kit.Standardize(X * 100 + 7)(X * 100 + 7)),
+        ("inputs_are_off_scale", torch.cat([X, X[:1] * torch.nan])),  # with gaps
     ):
         assert RECIPE[name](*arguments) == []
     assert RECIPE["underfits"](y + 0.1, y, loss_fn=F.mse_loss) == []
 
 
-def trial(loss_fn=F.mse_loss, lr=0.1, **options):
-    """What is found of a model with dropout, and that it stays as it is."""
+def test_a_trial_leaves_the_model_as_it_is():
     model = RECIPE["mlp"](3, dropout=0.5)
     before = [p.clone() for p in model.parameters()]
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    options |= {"loss_fn": loss_fn}
-    found = RECIPE["loss_does_not_fall"](model, optimizer, table(40), **options)
-    assert all(map(torch.equal, before, model.parameters()))
-    return found
-
-
-def test_a_loss_that_does_not_fall_is_explained():
-    assert trial() == []
-    (found,) = trial(step=RECIPE["step_without_zero_grad"])
-    assert found.startswith("gradients add up")
-    (small,), (large,) = trial(lr=1e-6), trial(lr=100.0)
-    assert "1e-06 is too small" in small and "100 is too large" in large
+    for lr, words in ((0.1, []), (1e-6, ["small"]), (100.0, ["large"])):
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+        trial = partial(RECIPE["loss_does_not_fall"], model, optimizer, table(40))
+        found = trial(loss_fn=F.mse_loss)
+        assert [re.search("small|large", text)[0] for text in found] == words
+        assert all(map(torch.equal, before, model.parameters()))
 
 
 def test_what_is_said_has_the_right_numbers():
@@ -61,7 +55,7 @@ def test_what_is_said_has_the_right_numbers():
     by_chance = rows(falling, [3, 3, 3, 3, 3, 3, 3, 3.8])  # the last epoch only
     assert RECIPE["overfits"](by_chance) == []
 
-    X, y = table(200)
+    _, y = table(200)
     for losses, words in ((falling, ["29%"]), (once, [])):
         options = {"loss_fn": F.mse_loss, "history": rows(losses, losses)}
         found = RECIPE["underfits"](y, y, **options)
@@ -74,12 +68,6 @@ def test_what_is_said_has_the_right_numbers():
     found_two = F.one_hot((torch.arange(100) < 2).long()).float()
     (found,) = RECIPE["misses_a_class"](found_two, classes)
     assert "class 1 has one row for 9" in found and "20% of them" in found
-
-    X[0], scale = torch.nan, torch.tensor([20.0, 0.0, 1.0])
-    found = RECIPE["inputs_are_off_scale"](X * scale + torch.tensor([0.0, 7.0, 20.0]))
-    assert [s.split(" and ")[0].split(":")[0].split()[1:4] for s in found] == [
-        ["0", "has", "mean"], ["1", "is", "always"], ["2", "has", "mean"]
-    ]  # fmt: skip
 
     # rows of x, tanh, output and target are 1024 bytes each
     model = nn.Sequential(nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 256))

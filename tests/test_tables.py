@@ -4,11 +4,11 @@ import gzip
 import sys
 from pathlib import Path
 
+import helpers
 import numpy as np
 import pandas
 import pytest
 import torch
-from helpers import one_line
 
 import kit
 
@@ -24,7 +24,7 @@ def refused(text, **options):
     """The one line in which a table is refused."""
     with pytest.raises(ValueError, match="t.csv") as error:
         read(text, **options)
-    return one_line(error)
+    return helpers.one_line(error)
 
 
 RAW = """rooms,kind,garden,"price, in k"
@@ -178,17 +178,15 @@ def test_what_is_no_table_is_refused_in_one_line(text, target, words):
 def test_files_that_are_none_are_named():
     Path("folder.csv").mkdir()
     for name in ("no.csv", "folder.csv", "http://localhost/t.csv"):
-        with pytest.raises(OSError, match=name[-7:]) as error:
+        with helpers.refused(name[-7:], OSError):
             kit.read_table(name)
-        one_line(error)
 
 
 def test_without_pandas_the_error_is_how_to_install_it(monkeypatch):
     Path("t.csv").write_text(RAW)
     monkeypatch.setitem(sys.modules, "pandas", None)  # as if it were not installed
-    with pytest.raises(ImportError, match="pip install .*pandas") as error:
+    with helpers.refused("pip install .*pandas", ImportError):
         kit.read_table("t.csv")
-    one_line(error)
 
 
 def test_text_after_many_numbers_makes_all_of_them_text():

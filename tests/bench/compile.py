@@ -2,54 +2,42 @@
 
     python tests/bench/compile.py [ROUNDS]
 
-Blocks of train_step, eager and compiled in turns. The first steps, of a full and of a
-short batch, compile; their seconds are those of a cache without any kernels.
+Epochs of kit.fit without a validation, eager and compiled in turns. The first steps, of
+a full and of a short batch, compile; their seconds are those of a cache without any
+kernels.
 """
 
+import math
 import os
 import time
 from functools import partial
 from tempfile import TemporaryDirectory
 
 import torch
-from libraries import make_job, make_optimizer
+from libraries import make_job, with_kit
 from turns import argument, report, take_turns
 
-import kit
 
-STEPS = {"line": 200, "table": 100, "images": 10}  # in one turn
-
-
-def make_stepper(name, *, compiled):
-    """A function that takes so many steps, each on the first rows."""
+def compare(name, rounds):
     job = make_job(name)
+    epochs = 40 if name == "line" else 1  # in one turn
+    steps = epochs * math.ceil(len(job.train[0]) / job.batch_size)
+    job = job._replace(val=None)
     # as kit fit --compile does
-    model = torch.compile(job.model, dynamic=False) if compiled else job.model
-    start = kit.make_state(model, make_optimizer(job, fused=True))
-    loss_fn, (X, y) = job.loss(), job.train
+    compiled = job._replace(model=torch.compile(job.model, dynamic=False))
+    fit = partial(with_kit, epochs=epochs, mark=lambda val_loss: None, fused=True)
 
-    def take(steps, rows=job.batch_size):
-        state = start
-        for _ in range(steps):
-            state, _ = kit.train_step(state, (X[:rows], y[:rows]), loss_fn=loss_fn)
-
-    return take
+    first = tuple(t[: job.batch_size + 5] for t in job.train)
+    start = time.perf_counter()
+    fit(compiled._replace(train=first), epochs=1)
+    print(f"{name}: first steps {time.perf_counter() - start:.1f} s")
+    ways = {"compiled": partial(fit, compiled), "eager": partial(fit, job)}
+    report(name, take_turns(ways, rounds), "ms a step", 1000 / steps)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with TemporaryDirectory() as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
-        for name, steps in STEPS.items():
-            compiled = make_stepper(name, compiled=True)
-            start = time.perf_counter()
-            compiled(1)
-            compiled(1, rows=5)
-            print(f"{name}: first steps {time.perf_counter() - start:.1f} s")
-
-            eager = make_stepper(name, compiled=False)
-            ways = {
-                "compiled": partial(compiled, steps),
-                "eager": partial(eager, steps),
-            }
-            report(name, take_turns(ways, argument(11)), "ms a step", 1000 / steps)
+        for name in ("line", "table", "images"):
+            compare(name, argument(11))

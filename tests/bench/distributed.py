@@ -16,12 +16,11 @@ from itertools import pairwise
 
 import torch
 import torch.distributed as dist
+from libraries import Job, make_optimizer, with_kit
 from torch import nn
 from torch.nn.functional import mse_loss
 from torch.nn.parallel import DistributedDataParallel
 from turns import argument, report
-
-import kit
 
 BATCH_SIZE = 256
 JOBS = {  # the widths of an mlp, inputs and output included; the steps of an epoch
@@ -38,9 +37,10 @@ def make_mlp(widths):
     return nn.Sequential(*layers[:-1])
 
 
-def bare(model, optimizer, X, y, mark):
-    ddp, rank = DistributedDataParallel(model), dist.get_rank()
-    for epoch in range(2):
+def bare_ddp(job, epochs, mark, **options):
+    ddp, rank, (X, y) = DistributedDataParallel(job.model), dist.get_rank(), job.train
+    optimizer = make_optimizer(job, **options)
+    for epoch in range(epochs):
         generator = torch.Generator().manual_seed(epoch)  # one order for both
         for rows in torch.randperm(len(X), generator=generator).split(BATCH_SIZE):
             mine = rows.chunk(2)[rank]
@@ -48,23 +48,17 @@ def bare(model, optimizer, X, y, mark):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        mark()
-
-
-def with_kit(model, optimizer, X, y, mark):
-    state = kit.make_state(model, optimizer)
-    loader = kit.make_loader((X, y), batch_size=BATCH_SIZE, shuffle=True)
-    # on_epoch is called in the process of rank 0
-    on_epoch = lambda state: mark()
-    kit.fit(state, loader, loss_fn=mse_loss, epochs=2, on_epoch=on_epoch)
+        mark(None)
 
 
 def seconds_a_step(loop, widths, steps):
-    model, times = make_mlp(widths), []
-    optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    X = torch.randn(BATCH_SIZE * steps, widths[0])
+    X, times = torch.randn(BATCH_SIZE * steps, widths[0]), []
+    parts = make_mlp(widths), torch.optim.Adam, 0.001, nn.MSELoss, (X, X[:, :1])
+    job = Job(*parts, val=None, batch_size=BATCH_SIZE, epochs=2)
     dist.barrier()
-    loop(model, optimizer, X, X[:, :1], lambda: times.append(time.perf_counter()))
+    mark = lambda val_loss: times.append(time.perf_counter())
+    loop(job, job.epochs, mark, fused=True)
+    # kit calls mark in the process of rank 0 only
     return (times[-1] - times[0]) / steps if times else None
 
 
@@ -74,7 +68,7 @@ def measure(rounds):
     for name, job in JOBS.items():
         times = {"bare": [], "kit": []}
         for _ in range(rounds):
-            times["bare"].append(seconds_a_step(bare, *job))
+            times["bare"].append(seconds_a_step(bare_ddp, *job))
             times["kit"].append(seconds_a_step(with_kit, *job))
         if dist.get_rank() == 0:
             report(name, times, "ms a step", 1000)

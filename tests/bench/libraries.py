@@ -15,14 +15,12 @@ is what a library adds to torch.
 
 import argparse
 import importlib
-import json
 import math
 import os
-import subprocess
-import sys
 import time
 from collections import namedtuple
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
@@ -181,7 +179,7 @@ LOOPS = {  # function, module whose import is timed
 
 
 def measure_here(name, job_name):
-    """Measure a loop in this process, and print what came of it as JSON."""
+    """Measure a loop in this process."""
     loop, module = LOOPS[name]
     torch.set_num_threads(1)
     torch.optim.SGD([torch.zeros(1)])  # the first optimizer of a process imports much
@@ -199,21 +197,17 @@ def measure_here(name, job_name):
     loop(job, job.epochs + 1, mark)
     found["ms"] = 1000 * (times[-1] - times[0]) / job.epochs
     peak = Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]
-    print(json.dumps(found | {"MiB": int(peak) / 1024}))
+    return found | {"MiB": int(peak) / 1024}
 
 
 def measure(name, job_name):
     """What a process of its own found; None, and a line, where a package is missing."""
-    folder = Path(__file__).parent
-    env = {"PYTHONPATH": f"{folder.parents[1]}{os.pathsep}{folder}"}
-    env |= {"CUDA_VISIBLE_DEVICES": ""}
-    code = f"import libraries; libraries.measure_here({name!r}, {job_name!r})"
-    pipes = {"capture_output": True, "text": True, "env": os.environ | env}
-    ran = subprocess.run([sys.executable, "-c", code], check=False, **pipes)
-    if ran.returncode:
-        print(f"{name} failed on {job_name}:", ran.stderr.strip().split("\n")[-1])
-        return None
-    return json.loads(ran.stdout.splitlines()[-1])
+    with get_context("spawn").Pool(1) as pool:
+        try:
+            return pool.apply(measure_here, (name, job_name))
+        except ImportError as error:
+            print(f"{name} failed on {job_name}: {error}")
+            return None
 
 
 def report(job_name, results):
@@ -245,6 +239,7 @@ def main():
     parser.add_argument("--only", default=",".join(LOOPS), help="and hand-written")
     given = parser.parse_args()
 
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     names = dict.fromkeys(("hand-written", *given.only.split(",")))
     for job_name in given.jobs.split(","):
         results = {name: [] for name in names}

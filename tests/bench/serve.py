@@ -13,6 +13,7 @@ import http.client
 import json
 import random
 import re
+import runpy
 import subprocess
 import sys
 import time
@@ -27,19 +28,15 @@ from turns import argument
 
 import kit
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "10_serve.py"
+FILE = Path(__file__).parents[2] / "recipes" / "10_serve.py"
+RECIPE = runpy.run_path(FILE)
 CONNECTIONS = 32
 BAD_BODIES = ["{", '{"rows": [{"area": NaN, "heating": "gas"}]}', "[" * 9999]
 
 
 def make_run():
     """A fitted model in the folder run; a table's rows, and what is predicted of each."""
-    draw, lines = random.Random(0), ["area,heating,rent"]
-    for _ in range(400):
-        area = draw.randint(20, 120)
-        lines.append(f"{area},{draw.choice(['gas', 'oil'])},{10.5 * area}")
-    Path("flats.csv").write_text("\n".join(lines))
-
+    RECIPE["write_flats"]("flats.csv")
     for command in (
         "fit --data flats.csv --target rent --epochs 5 --quiet --out run",
         "predict run --data flats.csv --with-inputs --output predicted.csv",
@@ -92,7 +89,7 @@ def load(port, rows, expected, requests):
 if __name__ == "__main__":
     with TemporaryDirectory() as folder, contextlib.chdir(folder):
         rows, expected = make_run()
-        command = [sys.executable, RECIPE, "run/best.pt", "--port", "0"]
+        command = [sys.executable, FILE, "run/best.pt", "--port", "0"]
         pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
         with subprocess.Popen(command, **pipes) as server:
             line = next(line for line in server.stderr if "running on" in line)

@@ -32,10 +32,10 @@ def report(label, times, unit, scale):
     first = next(iter(times.values()))
     for name, seconds in times.items():
         middle, spread = ratio(seconds, first)
-        figure = f"{scale * median(seconds):10.3f} {unit}"
-        print(
-            f"{label:16} {name:12} {figure}, ratio {middle:.2f} ({spread})", flush=True
+        figure = (
+            f"{scale * median(seconds):10.3f} {unit}, ratio {middle:.2f} ({spread})"
         )
+        print(f"{label:16} {name:12} {figure}", flush=True)
 
 
 def ratio(times, others):
