@@ -1538,15 +1538,15 @@ def fit(
 
 
 def _check_continues(state, last):
-    """Raise unless the state is the saved run, or a continuation of it."""
-    if last.exists():
-        saved = read_checkpoint(last)
-        rows = list(state.history[: len(saved["history"])])
-        if state.step < saved["step"] or repr(rows) != repr(saved["history"]):
-            raise FileExistsError(
-                f"{last} is of another run: continue that with load_checkpoint(state, "
-                f"{str(last)!r}) before fit, or name another folder"
-            )
+    """Raise if the file is of a run that the state does not continue."""
+    if not last.exists():
+        return
+    saved = read_checkpoint(last)
+    rows = saved["history"]
+    # by repr, where NaN equals NaN
+    if saved["step"] > state.step or repr(rows) != repr([*state.history[: len(rows)]]):
+        fix = f"load_checkpoint(state, {str(last)!r}) continues it"
+        raise FileExistsError(f"{last} is of another run: {fix}; or take a new folder")
 
 
 @contextmanager
@@ -1559,17 +1559,16 @@ def _locked(folder):
 
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        message = f"{folder} is in use by another process: name another folder"
-        raise BlockingIOError(message) from None
-
-    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = f"{folder} is in use by another process: name another folder"
+            raise BlockingIOError(message) from None
         for leftover in folder.glob(".*.tmp"):  # of a killed process
             leftover.unlink()
         yield
     finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # which a loader's workers may hold too
         os.close(descriptor)
 
 
@@ -1578,32 +1577,28 @@ SIGNALS = signal.SIGINT, signal.SIGTERM
 
 @contextmanager
 def _signal_handlers():
-    """Put a first SIGINT or SIGTERM into a list; let a second one act at once."""
+    """A list that takes the first signal; the second one acts at once."""
     signals = []
 
-    def note(number, frame):
-        signals.append(number)
-        if len(signals) > 1:
+    def handle(number, frame):
+        if signals:
             _raise_for_signal(number, "not saved")
+        signals.append(number)
 
-    before = [signal.getsignal(number) for number in SIGNALS]
-    try:
-        for number in SIGNALS:
-            with suppress(ValueError):  # it is allowed in the main thread only
-                signal.signal(number, note)
+    with ExitStack() as stack:
+        with suppress(ValueError):  # only the main thread can
+            for number in SIGNALS:
+                before = signal.signal(number, handle)
+                stack.callback(signal.signal, number, before)
         yield signals
-    finally:
-        for number, handler in zip(SIGNALS, before):
-            with suppress(ValueError):
-                signal.signal(number, handler)
 
 
 def _raise_for_signal(number, message):
-    """What Python raises for a SIGINT, or an exit with a shell's status for it."""
+    """Raise what ends a script with the status that a shell gives to the signal."""
     if number == signal.SIGINT:
         raise KeyboardInterrupt(message)
     ending = SystemExit(message)
-    ending.code = 128 + number  # the exit status, as a shell gives it
+    ending.code = 128 + number
     try:
         raise ending
     finally:  # else it and its traceback would keep the loaders and their workers alive
