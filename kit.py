@@ -953,7 +953,7 @@ def _means(totals, prefix=""):
 
 # ---------------------------------------------------------------- 5 checkpoint
 
-FORMAT = 4  # of the checkpoint files that this kit writes
+FORMAT = 5  # of the checkpoint files that this kit writes
 
 
 def save_checkpoint(state: State, path: str | Path) -> Path:
@@ -962,62 +962,55 @@ def save_checkpoint(state: State, path: str | Path) -> Path:
     The model's keys are those of the unwrapped model. The file is written under another
     name, flushed to the disk and renamed, so that the path holds the old one or the new
     one, whatever happens. Of several processes each one that calls it writes. Raises
-    OSError when it cannot be written, TypeError when the state holds anything but
-    plain values. Source: tutorial 5.4.
+    OSError when it cannot be written, TypeError (or PicklingError, for what pickle does
+    not take) when the state holds anything but plain values. Source: tutorial 5.4.
 
     >>> model = nn.Linear(1, 1)
     >>> state = make_state(model, torch.optim.SGD(model.parameters(), lr=0.01))
     >>> save_checkpoint(state, "models/line.pt").name
     'line.pt'
     """
-    _check_type("state", state, State)
-    return _write(Path(path), _pack(state))
+    return _write(path, _pack(state))
 
 
 def _pack(state):
-    """The bytes of a checkpoint."""
-    model, scheduler = unwrap(state.model).state_dict(), state.scheduler
-    # dicts would take several times as long as the numbers of rows of the same keys
-    history = []
-    for keys, rows in itertools.groupby(state.history, tuple):
-        numbers = np.array([list(row.values()) for row in rows], np.float64)
-        history.append((keys, numbers.tobytes()))
+    """The bytes of a checkpoint file."""
+    _check_type("state", state, State)
+    # rows as dicts would take several times as long: one tensor holds the numbers of all,
+    # and before each row's the place of its keys in kinds. The sums are the last row
+    kinds, numbers = {}, []
+    for row in (*state.history, state.sums):
+        kind = kinds.setdefault(tuple(row), len(kinds))
+        numbers += [kind, *row.values()]
+    history = torch.tensor(numbers, dtype=torch.float64, device=CPU)
 
+    model, scheduler = unwrap(state.model).state_dict(), state.scheduler
     content = {
         "format": FORMAT,
         "components": {  # whose state it is
             "optimizer": type(state.optimizer).__name__,
-            "scheduler": scheduler and type(scheduler).__name__,
+            "scheduler": type(scheduler).__name__,
         },
         # without the name that torch.compile and amp give to what they wrap
         "model": {key.replace("_orig_mod.", ""): t for key, t in model.items()},
         "optimizer": state.optimizer.state_dict(),
-        "scheduler": scheduler.state_dict() if scheduler else {},
+        "scheduler": scheduler and scheduler.state_dict(),
         "scaler": state.scaler.state_dict(),
         "step": state.step,
-        "sums": {key: float(value) for key, value in state.sums.items()},
-        "history": history,
+        "history": (list(kinds), history),
         "config": state.config,
     }
+
+    def from_numpy(leaf):
+        return leaf.item() if isinstance(leaf, np.generic) else leaf
+
     file = io.BytesIO()
-    torch.save(_plain(content), file)
+    torch.save(_map(from_numpy, content), file)
+    file.seek(0)
+    refused = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    if refused:
+        raise TypeError(f"a state must hold plain values to be saved, got {refused}")
     return file.getvalue()
-
-
-def _plain(value):
-    """The value in types that weights_only reads."""
-    if isinstance(value, np.generic):  # first, for np.float64 is a float
-        return value.item()
-    if isinstance(value, Tensor | int | float | str | bytes | None):
-        return value
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        items = map(_plain, value)
-        return list(items) if isinstance(value, list) else tuple(items)
-
-    got = type(value).__name__
-    raise TypeError(f"a state must hold plain values to be saved, got a {got}")
 
 
 def load_checkpoint(state: State, path: str | Path) -> State:
@@ -1033,70 +1026,39 @@ def load_checkpoint(state: State, path: str | Path) -> State:
     >>> load_checkpoint(state, save_checkpoint(state, "models/line.pt")).step
     0
     """
-    _check_type("state", state, State)
     saved, own = read_checkpoint(path), _unpack(io.BytesIO(_pack(state)))
 
     try:
         # first compare everything, so that a file of another run changes nothing
-        _check_compatible(saved, own, state.optimizer)
+        for part in ("components", "model", "scheduler"):
+            _check_like(part, saved[part], own[part])
+        groups = own["optimizer"]["param_groups"]
+        _check_like("optimizer", saved["optimizer"]["param_groups"], groups)
         _restore(state, saved)
-    except Exception as error:  # noqa: BLE001, torch's are of very many kinds
+        return state._replace(
+            step=saved["step"],
+            sums=saved["sums"],
+            history=tuple(saved["history"]),
+            config=dict(saved["config"]),
+        )
+    except Exception as error:  # torch's are of very many kinds
         _restore(state, own)  # put back what was there
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path} is of another run: {reason:.200}") from None
-
-    return state._replace(
-        step=saved["step"],
-        sums=saved["sums"],
-        history=tuple(saved["history"]),
-        config=saved["config"],
-    )
-
-
-def _restore(state, content):
-    """Load a checkpoint's content into the state's parts."""
-    model = unwrap(state.model)
-    own_keys = {key.replace("_orig_mod.", ""): key for key in model.state_dict()}
-    model.load_state_dict({own_keys[k]: v for k, v in content["model"].items()})
-    state.optimizer.load_state_dict(content["optimizer"])
-    if state.scheduler is not None:
-        state.scheduler.load_state_dict(content["scheduler"])
-    if content["scaler"]:  # {} without fp16
-        state.scaler.load_state_dict(content["scaler"])
-
-
-def _check_compatible(saved, own, optimizer):
-    """Raise ValueError unless the content of a file is like that of the own state."""
-    for part in ("components", "model", "scheduler"):
-        _check_like(part, saved[part], own[part])
-    groups = own["optimizer"]["param_groups"]
-    _check_like("optimizer", saved["optimizer"]["param_groups"], groups)
-
-    # a new optimizer has no moments yet to compare with. Of torch's, all but those of
-    # these two are single numbers, or like their parameter
-    others = torch.optim.LBFGS | torch.optim.Adafactor
-    is_torchs = type(optimizer).__module__.startswith("torch.")
-    if not is_torchs or isinstance(optimizer, others):
-        return
-
-    parameters = _parameters(optimizer)
-    for i, moments in saved["optimizer"]["state"].items():
-        for key, moment in moments.items():
-            if getattr(moment, "ndim", None) != 0:
-                _check_like(f"{key!r:.60} of parameter {i}", moment, parameters[i])
+        raise ValueError(f"{path} is of another run: {error!r:.300}") from error
 
 
 def _check_like(where, saved, own):
     """Raise ValueError unless saved has own's keys, shapes and types at every depth."""
-    if isinstance(own, list | tuple) and isinstance(saved, list | tuple):
-        saved, own = dict(enumerate(saved)), dict(enumerate(own))  # by position
-    if isinstance(own, dict) and isinstance(saved, dict):
-        for key in (*own, *saved):
-            # ... is on one side only, and no file can hold it
-            here, there = saved.get(key, ...), own.get(key, ...)
-            _check_like(f"{where}[{key!r:.60}]", here, there)
-    elif _describe(saved) != _describe(own):
+    if _describe(saved) != _describe(own):
         raise ValueError(f"{where} must be {_describe(own)}, got {_describe(saved)}")
+
+    if isinstance(own, list | tuple):
+        saved, own = dict(enumerate(saved)), dict(enumerate(own))  # by position
+    if isinstance(own, dict):
+        odd = own.keys() ^ saved.keys()
+        if odd:
+            raise ValueError(f"{where} must have the same keys, but only one has {odd}")
+        for key, value in own.items():
+            _check_like(f"{where}[{key!r}]", saved[key], value)
 
 
 def _describe(value):
@@ -1109,7 +1071,26 @@ def _describe(value):
         return f"{value!r:.50}"
     if isinstance(value, int | float):
         return "a number"
-    return "nothing" if value is ... else f"a {type(value).__name__}"
+    return f"a {type(value).__name__}"
+
+
+def _restore(state, content):
+    """Load a checkpoint's content into the state's components."""
+    model, weights = unwrap(state.model), content["model"]
+    model.load_state_dict(
+        {key: weights[key.replace("_orig_mod.", "")] for key in model.state_dict()}
+    )
+    for name in ("optimizer", "scheduler", "scaler"):
+        if content[name]:  # None without a scheduler, {} without fp16
+            getattr(state, name).load_state_dict(content[name])
+
+    # a new optimizer had no moments to compare with, and torch's fused ones do not look
+    # whether those that they write to are as large as the parameter
+    likes = "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "sum"
+    if "fused" in state.optimizer.defaults:
+        for p, moments in state.optimizer.state.items():
+            for key in moments.keys() & likes:
+                _check_like(f"{key} of a parameter", moments[key], p)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -1126,75 +1107,65 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     with open(path, "rb") as file:
         try:
-            _check_zip(file)
-            file.seek(0)
             return _unpack(file)
         except pickle.UnpicklingError:
             reason = "it holds more than plain types, which could run code"
-            raise ValueError(f"{path} was not loaded: {reason}") from None
-        except Exception as error:  # noqa: BLE001, of very many kinds, by what is damaged
-            reason = "".join(filter(str.isprintable, str(error)))
-            raise ValueError(f"{path} is no checkpoint of kit: {reason:.200}") from None
+        except Exception as error:  # noqa: BLE001, of very many kinds
+            reason = repr(error)
 
-
-def _check_zip(file):
-    """Raise unless the file is a zip as torch writes it, with right checksums."""
-    archive = zipfile.ZipFile(file)
-    for member in archive.infolist():
-        # deflated, a small file can take any amount of memory; for a member flagged as
-        # a folder torch returns uninitialised memory
-        if member.compress_type != zipfile.ZIP_STORED or member.external_attr:
-            raise ValueError(f"{member.filename} is not stored as torch stores it")
-
-    damaged = archive.testzip()
-    if damaged:
-        raise ValueError(f"the checksum of {damaged} is wrong")
+    raise ValueError(f"{path} is no checkpoint of kit: {reason:.300}")
 
 
 def _unpack(file):
-    """The content of a checkpoint, whose parts must be there and of their types."""
-    content = torch.load(file, map_location="cpu", weights_only=True)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"its format must be {FORMAT}")
+    """The content of a checkpoint file, whose bytes and parts are checked."""
+    archive = zipfile.ZipFile(file)
+    # deflated, a small file can take any amount of memory; for a member flagged as a
+    # folder torch returns uninitialised memory
+    odd = [m for m in archive.infolist() if m.compress_type or m.external_attr]
+    if odd or archive.testzip():
+        raise ValueError("it is damaged, or not written by torch")
 
-    for key in ("components", "model", "optimizer", "scheduler", "scaler", "config"):
-        _check_type(key, content[key], dict)
+    file.seek(0)
+    content = torch.load(file, map_location=CPU, weights_only=True)
+    if content["format"] != FORMAT:
+        raise ValueError(f"its format must be {FORMAT}")
     _check_type("step", content["step"], int)
     _at_least("step", content["step"], 0)
-    content["sums"] = {key: float(total) for key, total in content["sums"].items()}
 
-    history = []
-    for keys, numbers in content["history"]:
-        for values in np.frombuffer(numbers).reshape(-1, len(keys)).tolist():
-            row = dict(zip(keys, values))
-            row["epoch"], row["step"] = int(row["epoch"]), int(row["step"])
-            history.append(row)
-    content["history"] = history
+    kinds, numbers = content["history"]
+    # frombuffer refuses a tensor with a stride of 0, of which a list would be huge
+    rows, numbers = [], iter(np.frombuffer(numbers.numpy()).tolist())
+    for kind in numbers:
+        rows.append({key: next(numbers) for key in kinds[int(kind)]})
+    content["sums"], content["history"] = rows.pop(), rows
+    for row in rows:
+        for key in ("epoch", "step"):
+            row[key] = int(row[key])
+
     return content
 
 
 def _write(path, content):
-    """Write bytes so that the path holds the old file or the whole new one."""
-    target = Path(os.path.realpath(path))  # a link stays one: its target is replaced
-    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    """Write bytes so that the path holds the old file or the whole new one; its Path."""
+    path = Path(path).resolve()  # a link stays one: its target is replaced
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists() and not target.is_file():  # a device or a pipe is written to
-            target.write_bytes(content)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():  # a device or a pipe is written to
+            path.write_bytes(content)
             return path
         with open(beside, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, target)
-        if os.name == "posix":  # have the disk keep the renaming too
-            folder = os.open(target.parent, os.O_RDONLY)
+        os.replace(beside, path)
+        if fcntl:  # but for Windows: have the disk keep the renaming too
+            folder = os.open(path.parent, os.O_RDONLY)
             os.fsync(folder)
             os.close(folder)
     except OSError as error:
-        reason = error.strerror or error
-        raise OSError(f"{path} could not be written: {reason}") from error
+        raise OSError(f"{path} could not be written: {error.strerror}") from error
     finally:
         with suppress(OSError):
             beside.unlink()
@@ -1510,15 +1481,15 @@ def fit(
 
 
 def _check_continues(state, last):
-    """Raise unless the state is the saved run, or a continuation of it."""
-    if last.exists():
-        saved = read_checkpoint(last)
-        rows = list(state.history[: len(saved["history"])])
-        if state.step < saved["step"] or repr(rows) != repr(saved["history"]):
-            raise FileExistsError(
-                f"{last} is of another run: continue that with load_checkpoint(state, "
-                f"{str(last)!r}) before fit, or name another folder"
-            )
+    """Raise if the file is of a run that the state does not continue."""
+    if not last.exists():
+        return
+    saved = read_checkpoint(last)
+    rows = saved["history"]
+    # by repr, where NaN equals NaN
+    if saved["step"] > state.step or repr(rows) != repr([*state.history[: len(rows)]]):
+        fix = f"load_checkpoint(state, {str(last)!r}) continues it"
+        raise FileExistsError(f"{last} is of another run: {fix}; or take a new folder")
 
 
 @contextmanager
@@ -1531,17 +1502,16 @@ def _locked(folder):
 
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        message = f"{folder} is in use by another process: name another folder"
-        raise BlockingIOError(message) from None
-
-    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = f"{folder} is in use by another process: name another folder"
+            raise BlockingIOError(message) from None
         for leftover in folder.glob(".*.tmp"):  # of a killed process
             leftover.unlink()
         yield
     finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # which a loader's workers may hold too
         os.close(descriptor)
 
 
@@ -1550,32 +1520,28 @@ SIGNALS = signal.SIGINT, signal.SIGTERM
 
 @contextmanager
 def _signal_handlers():
-    """Put a first SIGINT or SIGTERM into a list; let a second one act at once."""
+    """A list that takes the first signal; the second one acts at once."""
     signals = []
 
-    def note(number, frame):
-        signals.append(number)
-        if len(signals) > 1:
+    def handle(number, frame):
+        if signals:
             _raise_for_signal(number, "not saved")
+        signals.append(number)
 
-    before = [signal.getsignal(number) for number in SIGNALS]
-    try:
-        for number in SIGNALS:
-            with suppress(ValueError):  # it is allowed in the main thread only
-                signal.signal(number, note)
+    with ExitStack() as stack:
+        with suppress(ValueError):  # only the main thread can
+            for number in SIGNALS:
+                before = signal.signal(number, handle)
+                stack.callback(signal.signal, number, before)
         yield signals
-    finally:
-        for number, handler in zip(SIGNALS, before):
-            with suppress(ValueError):
-                signal.signal(number, handler)
 
 
 def _raise_for_signal(number, message):
-    """What Python raises for a SIGINT, or an exit with a shell's status for it."""
+    """Raise what ends a script with the status that a shell gives to the signal."""
     if number == signal.SIGINT:
         raise KeyboardInterrupt(message)
     ending = SystemExit(message)
-    ending.code = 128 + number  # the exit status, as a shell gives it
+    ending.code = 128 + number
     try:
         raise ending
     finally:  # else it and its traceback would keep the loaders and their workers alive
@@ -2550,7 +2516,8 @@ def _fit_command(ctx, config, out, resume, overwrite, quiet, **options):
         quiet = quiet or _rank() > 0
         if not quiet:
             click.echo(_headline(config))
-        state = _train(state._replace(config=config), fit_run, folder, quiet)
+        plain = config | {"table": tuple(config["table"])}
+        state = _train(state._replace(config=plain), fit_run, folder, quiet)
 
     # 4. the report
     if quiet:
