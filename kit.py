@@ -1043,7 +1043,8 @@ def load_checkpoint(state: State, path: str | Path) -> State:
         )
     except Exception as error:  # torch's are of very many kinds
         _restore(state, own)  # put back what was there
-        raise ValueError(f"{path} is of another run: {error!r:.300}") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is of another run: {reason:.300}") from error
 
 
 def _check_like(where, saved, own):
@@ -1119,11 +1120,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def _unpack(file):
     """The content of a checkpoint file, whose bytes and parts are checked."""
     archive = zipfile.ZipFile(file)
-    # deflated, a small file can take any amount of memory; for a member flagged as a
-    # folder torch returns uninitialised memory
-    odd = [m for m in archive.infolist() if m.compress_type or m.external_attr]
-    if odd or archive.testzip():
-        raise ValueError("it is damaged, or not written by torch")
+    for member in archive.infolist():
+        # deflated, a small file can take any amount of memory; for a member flagged as a
+        # folder torch returns uninitialised memory
+        odd = member.compress_type or member.external_attr
+        # read checks the checksum. Of all that torch lets a pickle call, a bytearray of a
+        # given size is what fills memory
+        if odd or b"bytearray\n" in archive.read(member):
+            raise ValueError("it is not as torch writes it")
 
     file.seek(0)
     content = torch.load(file, map_location=CPU, weights_only=True)
@@ -1165,7 +1169,8 @@ def _write(path, content):
             os.fsync(folder)
             os.close(folder)
     except OSError as error:
-        raise OSError(f"{path} could not be written: {error.strerror}") from error
+        reason = error.strerror or error
+        raise OSError(f"{path} could not be written: {reason}") from error
     finally:
         with suppress(OSError):
             beside.unlink()
