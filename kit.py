@@ -63,6 +63,7 @@ from contextlib import (
 from functools import partial
 from multiprocessing.util import Finalize
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import click
@@ -461,7 +462,7 @@ class State(NamedTuple):
     sums: Totals  # of the running epoch
     history: tuple[Row, ...]  # a row for each finished epoch
     per_step: bool  # whether the scheduler advances by step, not by epoch
-    config: dict[str, Any]  # plain values; yours to fill
+    config: dict[str, Any]  # what JSON can hold; yours to fill
 
 
 def make_state(
@@ -998,7 +999,8 @@ def _pack(state):
         "scaler": state.scaler.state_dict(),
         "step": state.step,
         "history": (list(kinds), history),
-        "config": state.config,
+        # as JSON, which is no larger than its text; a number of numpy as Python's
+        "config": json.dumps(state.config, default=lambda value: value.item()),
     }
 
     def from_numpy(leaf):
@@ -1039,7 +1041,7 @@ def load_checkpoint(state: State, path: str | Path) -> State:
             step=saved["step"],
             sums=saved["sums"],
             history=tuple(saved["history"]),
-            config=dict(saved["config"]),
+            config=saved["config"],
         )
     except Exception as error:  # torch's are of very many kinds
         _restore(state, own)  # put back what was there
@@ -1135,6 +1137,7 @@ def _unpack(file):
         raise ValueError(f"its format must be {FORMAT}")
     _check_type("step", content["step"], int)
     _at_least("step", content["step"], 0)
+    content["config"] = json.loads(content["config"])
 
     kinds, numbers = content["history"]
     # frombuffer refuses a tensor with a stride of 0, of which a list would be huge
@@ -2190,7 +2193,7 @@ def read_table(
     table = like or _learn_table(path, kept.drop(columns=[*drop]), target, task)
     if kept.empty or not table.columns:
         raise ValueError(f"{path.name} has no rows, or no column of inputs")
-    skipped = table.skipped
+    skipped = tuple(table.skipped)
     note = f"{len(frame) - len(kept)} rows without {target}"
     if len(kept) < len(frame) and note not in skipped:  # of a file that is read again
         skipped += (note,)
@@ -2336,10 +2339,11 @@ def main() -> None:
 
 
 def _several(kind, commas=-1):
-    """A type of option: some of a kind, such as 64,64; -1: with any number of commas."""
+    """A type of option: some of a kind, as 64,64 or a list; -1: any number of commas."""
 
-    def values(text):
-        return tuple(map(kind, text.split(",", commas)))
+    def values(given):
+        items = given.split(",", commas) if isinstance(given, str) else given
+        return [kind(item) for item in items]
 
     return values
 
@@ -2351,31 +2355,26 @@ def _read_config(path):
         read = _import_extra("yaml", f"{path} needs", "pyyaml").safe_load
     try:
         config = read(Path(path).read_text("utf-8"))
-        click.get_current_context().default_map = _as_typed(config)
+        _check_options(config)
     except Exception as error:  # noqa: BLE001, of many kinds
         raise click.BadParameter(f"{path}: {' '.join(str(error).split())}") from None
+    click.get_current_context().default_map = config
 
 
-def _as_typed(config):
-    """The values of a config as they would be typed, for click to check."""
+def _check_options(config):
+    """Raise unless these are options of fit, and plain; click checks the values."""
     known = {option.name for option in _fit_command.params} - {"config"}
-    typed = {}
-
     for name, value in config.items():
-        values = value if isinstance(value, list | tuple) else [value]
+        items = value if isinstance(value, list) else [value]
         # a deep nest in a small file could become a very long text
-        plain = all(isinstance(item, str | int | float | None) for item in values)
+        plain = all(isinstance(item, str | int | float | None) for item in items)
         if name not in known or not plain:
             raise ValueError(f"{name!r:.50} is no option of fit, or of another type")
-        if value is not None:
-            typed[name] = ",".join(map(str, values))
-
-    return typed
 
 
 # what an option means for the line, where that is something else than for a table
 LINE = {
-    "ratios": (0.8, 0.2),
+    "ratios": [0.8, 0.2],
     "batch_size": 50,
     "model": "linear",
     "loss": "l1",
@@ -2480,29 +2479,26 @@ def _fit_command(ctx, config, out, resume, overwrite, quiet, **options):
     # 1. the run folder
     last = Path(out or "", "last.pt")
     used = bool(out) and last.exists()
-    # torchrun has started this process again after a failure
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
-        resume, overwrite = used, False
     if (used and resume == overwrite) or (resume and not out):
         raise click.UsageError(
             "--out must name a new folder, or one with a run and --resume or --overwrite"
         )
 
-    # 2. the config: saved or default, then what was typed
+    # 2. the config: that of the run or the line, where nothing else was typed
     source = ctx.get_parameter_source
     typed = {k: v for k, v in options.items() if source(k).name != "DEFAULT"}
     resume = resume and used  # a first start may say --resume too
+    base = {} if options["data"] else LINE
     if resume:
-        _, config, _ = _open(last, typed.get("model"))
-        free = FREE if config["scheduler"] == "cosine" else FREE | {"epochs"}
+        _, saved, _ = _open(last, typed.get("model"))
+        base = vars(saved)
+        free = FREE if saved.scheduler == "cosine" else FREE | {"epochs"}
         for name in typed.keys() - free:
-            if typed[name] != config[name]:
-                must = f"must stay {config[name]} in a resumed run"
+            if typed[name] != base[name]:
+                must = f"must stay {base[name]} in a resumed run"
                 raise click.UsageError(f"{name} {must}")
-        config |= typed
-    else:
-        config = options | ({} if options["data"] else LINE) | typed
-    if bool(config["data"]) != bool(config["target"]):
+    config = SimpleNamespace(**options | base | typed)
+    if bool(config.data) != bool(config.target):
         raise click.UsageError("--data and --target, what to predict, go together")
 
     # 3. the run
@@ -2516,22 +2512,21 @@ def _fit_command(ctx, config, out, resume, overwrite, quiet, **options):
             with _locked(folder):
                 for name in ("last.pt", "best.pt") if overwrite else ():
                     (folder / name).unlink(missing_ok=True)
-                text = json.dumps({name: config[name] for name in options}, indent=2)
-                (folder / "config.json").write_text(text)
+                plain = {name: getattr(config, name) for name in options}
+                (folder / "config.json").write_text(json.dumps(plain, indent=2))
         quiet = quiet or _rank() > 0
         if not quiet:
             click.echo(_headline(config))
-        plain = config | {"table": tuple(config["table"])}
-        state = _train(state._replace(config=plain), fit_run, folder, quiet)
+        state = _train(state._replace(config=vars(config)), fit_run, folder, quiet)
 
     # 4. the report
     if quiet:
         return
-    if not config["data"] and config["model"] == "linear":
+    if not config.data and config.model == "linear":
         weight, bias = (p.item() for p in unwrap(state.model).parameters())
         click.echo(f"\nweight {weight:.4f} (true: 0.7)\nbias   {bias:.4f} (true: 0.3)")
     click.echo()
-    _evaluate_command.callback(folder, None, config["model"])
+    _evaluate_command.callback(folder, None, config.model)
     click.echo(f"\n{folder}: {', '.join(sorted(os.listdir(folder)))}")
 
 
@@ -2545,11 +2540,11 @@ def _new_folder():
 
 def _headline(config):
     """What is learned, and what was left out."""
-    table, task, what = config["table"], "regression", "the line 0.7 x + 0.3"
+    table, task, what = config.table, "regression", "the line 0.7 x + 0.3"
     if table.classes:
         task = f"classification ({', '.join(table.classes)})"
-    if config["data"]:
-        what = f"{config['target']}, which --task can change"
+    if config.data:
+        what = f"{config.target}, which --task can change"
     if table.skipped:
         what += f"\nleft out: {'; '.join(table.skipped)}"
     return f"{task} of {what}"
@@ -2585,77 +2580,74 @@ def _train(state, fit_run, folder, quiet):
 
 def _load_parts(config):
     """The rows of train, val and test; what its table is like is noted in the config."""
-    table = Table(*make_data(), ("x",), {}, ())
-    if config["data"]:
+    table, seed = Table(*make_data(), ("x",), {}, ()), None  # the line keeps its order
+    if config.data:
+        seed = config.seed
         table = read_table(
-            config["data"],
-            target=config["target"],
-            drop=config["drop"] or (),
-            task=config["task"],
-            like=config.get("table"),
+            config.data,
+            target=config.target,
+            drop=config.drop or (),
+            task=config.task,
+            like=getattr(config, "table", None),
         )
     # other rows would be split otherwise, and test rows be trained on
     checksum = zlib.crc32(table.inputs.numpy(), zlib.crc32(table.targets.numpy()))
-    if config.setdefault("checksum", checksum) != checksum:
-        raise ValueError(f"{config['data']} has changed since the run began")
-    config["table"] = table._replace(inputs=None, targets=None)
+    if getattr(config, "checksum", checksum) != checksum:
+        raise ValueError(f"{config.data} has changed since the run began")
+    config.checksum, config.table = checksum, table._replace(inputs=None, targets=None)
 
-    parts = split(
-        table[:2],
-        ratios=config["ratios"],
-        seed=config["seed"] if config["data"] else None,
-        stratify=table.targets if table.classes else None,
-    )
+    stratify = table.targets if table.classes else None
+    parts = split(table[:2], ratios=config.ratios, seed=seed, stratify=stratify)
     return dict(zip(("train", "val", "test"), parts))
 
 
 def _build(config):
     """The state of a run, and fit with all else that it takes, made of its config."""
     parts = _load_parts(config)
-    seed, epochs, lr = config["seed"], config["epochs"], config["lr"]
-    device = config["device"]
+    device = config.device
     if device == "auto":
         device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     if str(device) != "cpu" and _has_processes():  # each has a device of its own
         torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
-    torch.manual_seed(seed)
+    torch.manual_seed(config.seed)
     model = _make_model(config, *parts["train"]).to(device)
 
     train = make_loader(
         parts["train"],
-        batch_size=config["batch_size"],
+        batch_size=config.batch_size,
         shuffle=True,
-        seed=seed,
-        workers=config["workers"],
+        seed=config.seed,
+        workers=config.workers,
     )
     fit_run = partial(
         fit,
         train=train,
         val=make_loader(parts["val"], batch_size=4096) if "val" in parts else None,
         loss_fn=_make_loss(config, model),
-        epochs=epochs,
-        metrics=metrics if config["data"] else None,
-        step=partial(train_step, accumulate=config["accumulate"], clip=config["clip"]),
-        seed=seed,
-        stop=partial(early_stopping, patience=config["patience"] or sys.maxsize),
-        save_every=config["save_every"],
+        epochs=config.epochs,
+        metrics=metrics if config.data else None,
+        step=partial(train_step, accumulate=config.accumulate, clip=config.clip),
+        seed=config.seed,
+        stop=partial(early_stopping, patience=config.patience or sys.maxsize),
+        save_every=config.save_every,
     )
 
-    optimizer = getattr(torch.optim, config["optimizer"])(
-        model.parameters(), lr, weight_decay=config["weight_decay"], fused=True
+    optimizer = getattr(torch.optim, config.optimizer)(
+        model.parameters(), config.lr, weight_decay=config.weight_decay, fused=True
     )
+    steps = config.epochs * len(train)
     scheduler = {
         None: lambda optimizer: None,
         "step": partial(lr_scheduler.StepLR, step_size=30),
-        "cosine": partial(lr_scheduler.CosineAnnealingLR, T_max=epochs),
+        "cosine": partial(lr_scheduler.CosineAnnealingLR, T_max=config.epochs),
         "plateau": lr_scheduler.ReduceLROnPlateau,
         "onecycle": partial(
-            lr_scheduler.OneCycleLR, max_lr=lr, total_steps=epochs * len(train)
+            lr_scheduler.OneCycleLR, max_lr=config.lr, total_steps=steps
         ),
-    }[config["scheduler"]](optimizer)
-    if config["amp"]:
-        model = amp(model, config["amp"])
-    if config["compile"]:
+    }[config.scheduler](optimizer)
+    if config.amp:
+        model = amp(model, config.amp)
+    if config.compile:
         # with dynamic shapes the numbers depend on which batch size came first
         model = torch.compile(model, dynamic=False)
     return make_state(model, optimizer, scheduler=scheduler), fit_run
@@ -2663,32 +2655,32 @@ def _build(config):
 
 def _make_model(config, X, y):
     """The model of a config: a table's encoding, layers, the scale of its target."""
-    table = config["table"]
-    counts = [len(table.categories.get(name, ())) for name in table.columns]
+    table = config.table
+    # a stranger may repeat a column, and with it all its categories
+    columns = dict.fromkeys(table.columns)
+    counts = [len(table.categories.get(name, ())) for name in columns]
     inputs = sum(max(count, 1) for count in counts)  # a number is one column
     outputs = len(table.classes) or 1
 
     sizes = [inputs, outputs]
-    if config["model"] == "mlp":
-        sizes[1:1] = config["hidden"]
+    if config.model == "mlp":
+        sizes[1:1] = config.hidden
     model = nn.Sequential()
-    if config["data"]:
+    if config.data:
         model.append(Standardize(X, categories=counts))
-    if config["model"] in ("linear", "mlp"):
+    if config.model in ("linear", "mlp"):
         for a, b in itertools.pairwise(sizes):
             model.extend([nn.Linear(a, b), nn.ReLU()])
         model.pop(-1)  # no ReLU behind the last
     else:
-        model.append(_import_model(config["model"], inputs, outputs))
-    if config["data"] and not table.classes:
+        model.append(_import_model(config.model, inputs, outputs))
+    if config.data and not table.classes:
         model.append(Standardize(y, inverse=True))
 
     # a lazy layer has to see its input, and any may change it
-    got = predict(model, X[:1].clone()).shape
+    got = tuple(predict(model, X[:1].clone()).shape)
     if got != (1, outputs):
-        raise ValueError(
-            f"--model must give (1, {outputs}) for a row, got {tuple(got)}"
-        )
+        raise ValueError(f"--model must give (1, {outputs}) for a row, got {got}")
     return model
 
 
@@ -2702,16 +2694,14 @@ def _import_model(name, inputs, outputs):
     except Exception as error:  # whatever a user's own code may raise
         must = "must be linear, mlp or MODULE:FUNCTION"
         raise ValueError(f"--model {must}, got {name} ({error!r})") from error
-    finally:
-        sys.path.pop(0)
 
 
 def _make_loss(config, model):
     """The loss of a config; a table's regression in standard deviations of the target."""
-    if config["table"].classes:
+    if config.table.classes:
         return F.cross_entropy
-    loss = getattr(F, f"{config['loss']}_loss")
-    if not config["data"]:
+    loss = getattr(F, f"{config.loss}_loss")
+    if not config.data:
         return loss
     std = model[-1].std  # so that a learning rate suits targets of any size
     return lambda prediction, y: loss(prediction / std, y / std)
@@ -2729,19 +2719,16 @@ def _open(run, model_name):
     try:
         config = saved["config"]
         table, checksum = Table(*config.pop("table")), config.pop("checksum")
-        # a small file can name one long list many times
-        sizes = [len(table.categories.get(name, "")) for name in table.columns]
-        if sum(sizes) > path.stat().st_size:
-            raise ValueError("it has more categories than bytes")
         # what comes from a stranger is checked like what is typed
-        context = _fit_command.make_context("fit", [], default_map=_as_typed(config))
-        config = {name: context.params[name] for name in config}
-        # no file starts processes or a compiler
-        config |= {"table": table, "checksum": checksum, "workers": 0, "compile": False}
-        own = config["model"] not in ("linear", "mlp")
-        if own and config["model"] != model_name:
+        _check_options(config)
+        context = _fit_command.make_context("fit", [], default_map=config)
+        config = SimpleNamespace(**{name: context.params[name] for name in config})
+        config.table, config.checksum = table, checksum
+        config.workers, config.compile = 0, False  # no file starts processes
+        own = config.model not in ("linear", "mlp")
+        if own and config.model != model_name:
             raise ValueError(
-                f"its model is your own {config['model']!r:.50}: give --model"
+                f"its model is your own {config.model!r:.50}: give --model"
             )
         with torch.device("cpu" if own else "meta"):  # where layers take no memory
             X = torch.zeros(1, len(table.columns))
@@ -2769,7 +2756,7 @@ def _evaluate_command(run, data, model):
     """
     trained, config, history = _open(run, model)
     if data:
-        table = read_table(data, target=config["target"], like=config["table"])
+        table = read_table(data, target=config.target or "y", like=config.table)
         parts = {data: table[:2]}
     else:
         parts = _load_parts(config)
@@ -2794,7 +2781,7 @@ def _predict_command(run, data, output, with_inputs, model):
     Example: python -m kit predict runs/001 --data new.csv --output predicted.csv
     """
     trained, config, _ = _open(run, model)
-    table = read_table(data, like=config["table"])
+    table = read_table(data, like=config.table)
     outputs = predict(trained, make_loader((table.inputs,), batch_size=4096))
     columns = {"prediction": outputs[:, 0].numpy()}  # of a regression
     if table.classes:
@@ -2820,13 +2807,13 @@ def _export_command(run, file, model):
     Example: python -m kit export runs/001 houses.onnx
     """
     trained, config, _ = _open(run, model)
-    table = config["table"]
+    table = config.table
     example = torch.randn(16, len(table.columns))
-    if config["data"]:  # as large as the table's numbers, and codes
+    if config.data:  # as large as the table's numbers, and codes
         example = example * trained[0].std + trained[0].mean
         example[8:].round_()
     metadata = {
-        "target": config["target"],
+        "target": config.target,
         "columns": table.columns,
         "categories": table.categories,
         "classes": table.classes,
@@ -2836,5 +2823,4 @@ def _export_command(run, file, model):
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     main(prog_name="python -m kit")
