@@ -963,8 +963,8 @@ def save_checkpoint(state: State, path: str | Path) -> Path:
     The model's keys are those of the unwrapped model. The file is written under another
     name, flushed to the disk and renamed, so that the path holds the old one or the new
     one, whatever happens. Of several processes each one that calls it writes. Raises
-    OSError when it cannot be written, TypeError (or PicklingError, for what pickle does
-    not take) when the state holds anything but plain values. Source: tutorial 5.4.
+    OSError when it cannot be written, and TypeError when the state holds anything but
+    plain values, or its config what JSON cannot hold. Source: tutorial 5.4.
 
     >>> model = nn.Linear(1, 1)
     >>> state = make_state(model, torch.optim.SGD(model.parameters(), lr=0.01))
@@ -999,8 +999,8 @@ def _pack(state):
         "scaler": state.scaler.state_dict(),
         "step": state.step,
         "history": (list(kinds), history),
-        # as JSON, which is no larger than its text; a number of numpy as Python's
-        "config": json.dumps(state.config, default=lambda value: value.item()),
+        # as JSON, which cannot claim to be larger than its text
+        "config": json.dumps(state.config),
     }
 
     def from_numpy(leaf):
@@ -2355,21 +2355,27 @@ def _read_config(path):
         read = _import_extra("yaml", f"{path} needs", "pyyaml").safe_load
     try:
         config = read(Path(path).read_text("utf-8"))
-        _check_options(config)
+        click.get_current_context().default_map = _as_typed(config)
     except Exception as error:  # noqa: BLE001, of many kinds
         raise click.BadParameter(f"{path}: {' '.join(str(error).split())}") from None
-    click.get_current_context().default_map = config
 
 
-def _check_options(config):
-    """Raise unless these are options of fit, and plain; click checks the values."""
+def _as_typed(config):
+    """The values of a config as they would be typed, for click to check."""
     known = {option.name for option in _fit_command.params} - {"config"}
+    typed = {}
+
     for name, value in config.items():
         items = value if isinstance(value, list) else [value]
         # a deep nest in a small file could become a very long text
         plain = all(isinstance(item, str | int | float | None) for item in items)
         if name not in known or not plain:
             raise ValueError(f"{name!r:.50} is no option of fit, or of another type")
+        texts = [str(item) for item in items]
+        if value is not None:
+            typed[name] = texts if isinstance(value, list) else texts[0]
+
+    return typed
 
 
 # what an option means for the line, where that is something else than for a table
@@ -2720,8 +2726,7 @@ def _open(run, model_name):
         config = saved["config"]
         table, checksum = Table(*config.pop("table")), config.pop("checksum")
         # what comes from a stranger is checked like what is typed
-        _check_options(config)
-        context = _fit_command.make_context("fit", [], default_map=config)
+        context = _fit_command.make_context("fit", [], default_map=_as_typed(config))
         config = SimpleNamespace(**{name: context.params[name] for name in config})
         config.table, config.checksum = table, checksum
         config.workers, config.compile = 0, False  # no file starts processes

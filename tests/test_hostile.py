@@ -4,6 +4,7 @@ KIT_FLIPS=all flips every bit of a file; KIT_HOSTILE=300 makes 300 odd ones; -rP
 how many were refused.
 """
 
+import json
 import math
 import os
 import random
@@ -111,7 +112,8 @@ def spoil(saved, dice):
             container[key] = odd_value(dice, container[key])
     if dice.random() < 0.3:
         code = {"model": dice.choice(CODE), "shape": b"abc", "outputs": 1}
-        saved["config"] = {**code, "inputs": (HUGE,), "hidden": (HUGE, HUGE)}
+        config = {**code, "inputs": (HUGE,), "hidden": (HUGE, HUGE)}
+        saved["config"] = json.dumps(config, default=repr)
 
 
 def rezip(path, change=lambda name, data: data, compression=zipfile.ZIP_STORED):
@@ -225,9 +227,11 @@ def invoke_one(seed):
         make_hostile(f"{base}/last.pt", "odd/last.pt", seed)
     elif seed is not None:
         saved = torch.load("odd/last.pt", weights_only=True)
-        key = dice.choice(sorted(saved["config"].keys() - {"compile", "workers"}))
-        value = odd_value(dice, saved["config"][key])
-        saved["config"][key] = dice.choice([value, *ODD_CONFIG.get(key, [])])
+        config = json.loads(saved["config"])
+        key = dice.choice(sorted(config.keys() - {"compile", "workers"}))
+        value = odd_value(dice, config[key])
+        config[key] = dice.choice([value, *ODD_CONFIG.get(key, [])])
+        saved["config"] = json.dumps(config, default=repr)
         torch.save(saved, "odd/last.pt")
     shutil.copy("odd/last.pt", "odd/best.pt")
     codes = []
