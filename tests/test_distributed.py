@@ -401,7 +401,7 @@ def ranks_of(launcher):
 def test_torchrun_survives_a_kill_and_a_sigterm():
     options = "-W default -m torch.distributed.run --standalone --nproc-per-node 2"
     options += " --monitor-interval 0.1 --max-restarts 1 -m kit"
-    process = helpers.python(*options.split(), *kit_fit("run"))
+    process = helpers.python(*options.split(), *kit_fit("run", "--resume"))
     last = Path("run/last.pt")
     wait_for(last.exists)
     before = ranks_of(process)
