@@ -174,9 +174,9 @@ def split(
 
     Every part but the last has int(ratio * N) rows, the last has the rest. Without a
     seed the order is kept, so sorted data test extrapolation; a seed shuffles first.
-    stratify, the classes (N,) of the rows, deals them out: each part gets its share, to
-    about a row.
-    Raises ValueError for ratios that do not sum to 1. Source: tutorial 1.4.
+    stratify, the classes (N,) of the rows, deals them out: each part gets its share of
+    each class, to about a row. Raises ValueError for ratios that do not sum to 1.
+    Source: tutorial 1.4.
 
     >>> train, test = split(make_data())
     >>> len(train[0]), len(test[0])
@@ -518,10 +518,6 @@ def _check_type(name, value, kind):
         raise TypeError(f"{name} must be of type {kind.__name__}, got {got}")
 
 
-def _parameters(optimizer):
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
 def _device(model):
     """Where the model's first tensor is."""
     for tensor in itertools.chain(model.parameters(), model.buffers()):
@@ -660,7 +656,7 @@ def train_step(
             raise ValueError(f"clip must be above 0, got {clip}")
         clip = partial(nn.utils.clip_grad_norm_, max_norm=clip)
 
-    parameters = _parameters(optimizer)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     batch, rows = _place(batch, parameters[0].device)
     # in one process counted == all_rows == rows, and world == 1
     ddp = _find_ddp(model)
