@@ -188,6 +188,8 @@ SPOILED = {  # where, and what stands there instead; ... for nothing
     "a weight less": ("model", "0.weight", ...),
     "a weight more": ("model", "1.weight", torch.zeros(8, 3)),
     "a moment of another shape": (*MOMENT, "exp_avg", torch.zeros(8, 4)),
+    "a moment of one number": (*MOMENT, "exp_avg_sq", torch.zeros(())),
+    "parameters in another order": (*GROUP, "params", [1, 0, 2, 3]),
     "no groups": ("optimizer", "param_groups", []),
     "a rate of text": (*GROUP, "lr", "big"),
     "a step below 0": ("step", -1),

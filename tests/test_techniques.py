@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections import OrderedDict
 from functools import partial
 from typing import NamedTuple
 
@@ -49,6 +50,13 @@ class Out(NamedTuple):
     spread: torch.Tensor
 
 
+class Named(OrderedDict):
+    """A dict with attributes, as models of transformers return it."""
+
+    def __getattr__(self, name):
+        return self[name]
+
+
 class Many(nn.Module):
     """Outputs of every sort, and the dtype that was computed in."""
 
@@ -59,7 +67,8 @@ class Many(nn.Module):
     def forward(self, x, *, scale):
         y = self.layer(x) * scale
         self.seen.append(y.dtype)
-        return {"y": y, "more": [Out(y, y), (y, y.argmax(1))], "n": 7, "none": None}
+        out = {"y": y, "more": [Out(y, y), (y, y.argmax(1))], "n": 7, "none": None}
+        return Named(out)
 
 
 @pytest.mark.parametrize("name, low", [("bf16", torch.bfloat16), ("fp16", torch.half)])
@@ -67,6 +76,7 @@ def test_amp_computes_in_low_precision_and_returns_float32(name, low):
     model = Many()
     out = kit.amp(model, name)(torch.ones(3, 2), scale=2)
     (mean, spread), (y, indices) = out["more"]
+    assert type(out) is Named and out.y is out["y"]
     assert model.seen == [low] and not torch.is_autocast_enabled("cpu")
     assert {t.dtype for t in (out["y"], mean, spread, y)} == {torch.float32}
     assert type(out["more"][0]) is Out and type(out["more"][1]) is tuple
