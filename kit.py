@@ -2386,63 +2386,63 @@ LINE = {
 }
 
 
-def _option(name, default, kind, text=""):
+def _option(name, text, kind=str, default=None):
     if name in LINE:
         text += f" For the line {LINE[name]}."
     if isinstance(kind, list):
         kind = click.Choice(kind, case_sensitive=False)
     return click.Option(
         [f"--{name}".replace("_", "-")],
-        default=default,
-        type=kind,
-        is_flag=kind is bool,
         help=text,
+        type=kind,
+        default=default,
+        is_flag=kind is bool,
     )
 
 
-# the types of numbers, and the options by group: default, type, help
+# the types of numbers, and the options by group: help, type, default for a table
 COUNT, NATURAL = click.IntRange(1), click.IntRange(0)
 POSITIVE = click.FloatRange(0, min_open=True)
 OPTIONS = {
     "Data": [
-        _option(
-            "data", None, click.Path(resolve_path=True), "A .csv, .tsv or .parquet."
-        ),
-        _option("target", None, str, "The column to predict."),
-        _option("drop", None, _several(str), "Columns to leave out: A,B."),
-        _option("task", None, ["regression", "classification"]),
-        _option("ratios", "0.7,0.15,0.15", _several(float, 2), "Of train, val, test."),
-        _option("batch_size", 32, COUNT),
-        _option("workers", 0, NATURAL, "Processes that load data."),
+        _option("data", "A .csv, .tsv or .parquet.", click.Path(resolve_path=True)),
+        _option("target", "The column to predict."),
+        _option("drop", "Columns to leave out: A,B.", _several(str)),
+        _option("task", "Else by the target.", ["regression", "classification"]),
+        _option("ratios", "Of train, val, test.", _several(float, 2), "0.7,0.15,0.15"),
+        _option("batch_size", "Rows for an update.", COUNT, 32),
+        _option("workers", "Processes that load data.", NATURAL, 0),
     ],
     "Model": [
         _option(
-            "model", "mlp", str, "linear, mlp, or MODULE:FUNCTION of (inputs, outputs)."
+            "model",
+            "linear, mlp, or MODULE:FUNCTION of (inputs, outputs).",
+            default="mlp",
         ),
-        _option("hidden", "64,64", _several(COUNT), "Of the mlp."),
-        _option("loss", "mse", ["l1", "mse", "huber"], "Of a regression."),
-        _option("amp", None, ["bf16", "fp16"], "Mixed precision."),
-        _option("compile", False, bool, "By torch.compile, for large models."),
-        _option("device", "auto", str, "auto, cpu, cuda, mps ..."),
+        _option("hidden", "Of the mlp.", _several(COUNT), "64,64"),
+        _option("loss", "Of a regression.", ["l1", "mse", "huber"], "mse"),
+        _option("amp", "Mixed precision.", ["bf16", "fp16"]),
+        _option("compile", "By torch.compile, for large models.", bool, False),
+        _option("device", "auto, cpu, cuda, mps ...", default="auto"),
     ],
     "Training": [
-        _option("epochs", 100, COUNT, "In all, after --resume too."),
-        _option("optimizer", "Adam", ["SGD", "Adam", "AdamW"]),
-        _option("lr", 0.001, POSITIVE),
-        _option("weight_decay", 0.0, click.FloatRange(0)),
-        _option("scheduler", None, ["step", "cosine", "plateau", "onecycle"]),
-        _option("accumulate", 1, COUNT, "Micro-batches of a batch."),
-        _option("clip", None, POSITIVE, "The largest norm of the gradient."),
-        _option("patience", 20, NATURAL, "Epochs without improvement; 0: no limit."),
-        _option("seed", 42, NATURAL),
+        _option("epochs", "In all, after --resume too.", COUNT, 100),
+        _option(
+            "optimizer", "What updates the weights.", ["SGD", "Adam", "AdamW"], "Adam"
+        ),
+        _option("lr", "The learning rate.", POSITIVE, 0.001),
+        _option("weight_decay", "As the optimizer has it.", click.FloatRange(0), 0.0),
+        _option("scheduler", "Of the rate.", ["step", "cosine", "plateau", "onecycle"]),
+        _option("accumulate", "Micro-batches of a batch.", COUNT, 1),
+        _option("clip", "The largest norm of the gradient.", POSITIVE),
+        _option("patience", "Epochs without improvement; 0: no limit.", NATURAL, 20),
+        _option("seed", "Of the split, the weights, the order.", NATURAL, 42),
     ],
     "Run": [
-        _option(
-            "out", None, str, "The run folder; else the next of runs/001, runs/002 ..."
-        ),
-        _option("resume", False, bool, "Continue the run in --out."),
-        _option("overwrite", False, bool, "Start anew in a used --out."),
-        _option("save_every", None, COUNT, "Steps; else every epoch."),
+        _option("out", "The run folder; else the next of runs/001, runs/002 ..."),
+        _option("resume", "Continue the run in --out.", bool),
+        _option("overwrite", "Start anew in a used --out.", bool),
+        _option("save_every", "Steps; else every epoch.", COUNT),
         click.Option(
             ["--config"],
             type=_read_config,
@@ -2450,7 +2450,7 @@ OPTIONS = {
             metavar="FILE",
             help="A .json or .yaml of these options.",
         ),
-        _option("quiet", False, bool, "Print nothing but errors."),
+        _option("quiet", "Print nothing but errors.", bool),
     ],
 }
 
