@@ -1990,17 +1990,17 @@ def plot_history(history: Sequence[Row]) -> Any:
 
     best = _best(history)
     epochs = range(1, len(history) + 1)
-    figure = _figure()
-    figure.set_figheight(2.5 * len(panels))
+    figure = _figure(2 + 2.5 * len(panels))
     grid = figure.subplot_mosaic([[measure] for measure in panels], sharex=True)
     for measure, axes in grid.items():
         for key, values in panels[measure].items():
-            axes.plot(epochs, values, label=key, linewidth=1)
+            axes.plot(epochs, values, label=key, linewidth=1, alpha=0.8)
         low, high = axes.dataLim.intervaly  # of what is finite
         if 0 < 20 * low < high:
             axes.set_yscale("log")
         if best:
-            axes.axvline(best, label=f"best epoch, {best}", color="gray")
+            label = f"best epoch: {best}"
+            axes.axvline(best, label=label, color="gray", linestyle=":")
         axes.set_ylabel(measure)
         axes.legend()
     figure.supxlabel("epoch")
@@ -2019,7 +2019,7 @@ def plot_predictions(
     >>> train, test = split(make_data())
     >>> plot_predictions(train, test, test[1] + 0.1).savefig("line.png")
     """
-    figure = _figure()
+    figure = _figure(7)
     axes = figure.subplots()
     axes.scatter(*train, color="blue", label="training data")
     axes.scatter(*test, color="green", label="test data")
@@ -2031,10 +2031,10 @@ def plot_predictions(
     return figure
 
 
-def _figure():
+def _figure(height):
     """A Figure without pyplot: nothing global, no window, no display needed."""
     module = _import_extra("matplotlib.figure", "plots need", "matplotlib")
-    return module.Figure(layout="constrained")
+    return module.Figure(figsize=(10, height), layout="constrained")
 
 
 def _import_extra(module, what, *packages):
