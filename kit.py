@@ -183,10 +183,10 @@ def split(
     (40, 10)
     """
     n = len(_dataset(data))
-    if not math.isclose(sum(ratios), 1) or min(ratios) <= 0:
+    if not math.isclose(sum(ratios), 1, abs_tol=1e-6) or min(ratios) <= 0:
         raise ValueError(f"ratios must be above 0 and sum to 1, got {tuple(ratios)}")
     # 50 * 0.58 is 28.999999999999996
-    sizes = [int(ratio * n + 1e-6) for ratio in ratios[:-1]]
+    sizes = [int(ratio * n + 1e-9) for ratio in ratios[:-1]]
     sizes.append(n - sum(sizes))
     if min(sizes) < 1:
         raise ValueError(f"{n} rows are too few for ratios of {tuple(ratios)}")
@@ -196,7 +196,7 @@ def split(
         order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     if stratify is not None:
         _dataset((order, stratify))  # raises unless both are of one length
-        classes = stratify[order]
+        classes = stratify.flatten()[order]
         places = torch.empty(n)
         for label in classes.unique():
             of_class = classes == label
@@ -299,6 +299,9 @@ class _BatchSampler(Sampler):
 
     def __len__(self):
         return self.steps
+
+    def set_epoch(self, epoch):
+        self.next_pass = epoch, 0, None
 
     def position(self, epoch, batch):
         """The pass over the data that a batch is in, and where in it its rows are."""
@@ -404,7 +407,8 @@ def _map(function, nest):
         # a named tuple takes its items one by one
         return type(nest)(*items) if hasattr(nest, "_fields") else type(nest)(items)
     if isinstance(nest, Mapping):
-        made = copy.copy(nest)  # of its own type, such as a ModelOutput
+        # a dict of its own type, such as a ModelOutput; others may share what they hold
+        made = copy.copy(nest) if isinstance(nest, dict) else {}
         for key, value in nest.items():
             made[key] = _map(function, value)
         return made
@@ -574,6 +578,7 @@ class Standardize(nn.Module):
             for code in range(count or 1)
         )
         self.outputs = nn.Buffer(torch.tensor(outputs))
+        self.numbers = list(categories).count(0)
         self.float()  # which leaves the whole numbers of outputs as they are
 
     def forward(self, x: Tensor) -> Tensor:
@@ -582,8 +587,10 @@ class Standardize(nn.Module):
         scaled = ((x - self.mean) / self.std).nan_to_num()
         if not len(self.outputs):  # numbers alone, in rows of any shape
             return scaled
-        of_category, column, code = self.outputs.T
-        return torch.where(of_category > 0, x[:, column] == code, scaled[:, column])
+        _, column, code = self.outputs.T
+        n = self.numbers  # which come first
+        one_hot = x[:, column[n:]] == code[n:]
+        return torch.cat([scaled[:, column[:n]], one_hot.float()], 1)
 
 
 def summary(model: nn.Module) -> str:
@@ -889,15 +896,17 @@ def predict(model: nn.Module, inputs: Any, *, forward: Forward | None = None) ->
     batches = [inputs] if isinstance(inputs, Tensor | Mapping) else inputs
     outputs = []
 
-    with _eval_mode(model), torch.no_grad():
+    def no_loss(outputs, targets):
+        return 0.0
+
+    with _eval_mode(model):
         for batch in _batches(batches):
-            batch, _ = _place(batch, _device(model))
-            if forward:
-                outputs.append(forward(model, batch)[0])
-            elif isinstance(batch, tuple | list):  # without its targets
-                outputs.append(model(batch[0]))
-            else:
-                outputs.append(model(batch))
+            if forward is None:  # the inputs, without any targets
+                if isinstance(batch, tuple | list):
+                    batch = batch[0]
+                batch = batch, None
+            _, pair = _eval_batch(model, batch, no_loss, forward or _forward)
+            outputs.append(pair[0])
 
     if not outputs:
         raise ValueError("the loader must have a batch to predict, got none")
@@ -991,24 +1000,28 @@ def _pack(state):
         # without the name that torch.compile and amp give to what they wrap
         "model": {key.replace("_orig_mod.", ""): t for key, t in model.items()},
         "optimizer": state.optimizer.state_dict(),
-        "scheduler": scheduler and scheduler.state_dict(),
+        "scheduler": scheduler.state_dict() if scheduler else {},
         "scaler": state.scaler.state_dict(),
         "step": state.step,
         "history": (list(kinds), history),
         # as JSON, which cannot claim to be larger than its text
-        "config": json.dumps(state.config),
+        "config": json.dumps(_map(_plain, state.config)),
     }
 
-    def from_numpy(leaf):
-        return leaf.item() if isinstance(leaf, np.generic) else leaf
-
     file = io.BytesIO()
-    torch.save(_map(from_numpy, content), file)
+    torch.save(_map(_plain, content), file)
     file.seek(0)
     refused = torch.serialization.get_unsafe_globals_in_checkpoint(file)
     if refused:
         raise TypeError(f"a state must hold plain values to be saved, got {refused}")
     return file.getvalue()
+
+
+def _plain(leaf):
+    """The leaf as read_checkpoint takes it."""
+    if isinstance(leaf, np.generic):
+        return leaf.item()
+    return bytes(leaf) if isinstance(leaf, bytearray) else leaf
 
 
 def load_checkpoint(state: State, path: str | Path) -> State:
@@ -1053,11 +1066,10 @@ def _check_like(where, saved, own):
     if isinstance(own, list | tuple):
         saved, own = dict(enumerate(saved)), dict(enumerate(own))  # by position
     if isinstance(own, dict):
-        odd = own.keys() ^ saved.keys()
-        if odd:
-            raise ValueError(f"{where} must have the same keys, but only one has {odd}")
-        for key, value in own.items():
-            _check_like(f"{where}[{key!r}]", saved[key], value)
+        for key in own | saved:
+            # ... is on one side only, and no file can hold it
+            here, there = saved.get(key, ...), own.get(key, ...)
+            _check_like(f"{where}[{key!r:.60}]", here, there)
 
 
 def _describe(value):
@@ -1070,7 +1082,7 @@ def _describe(value):
         return f"{value!r:.50}"
     if isinstance(value, int | float):
         return "a number"
-    return f"a {type(value).__name__}"
+    return "nothing" if value is ... else f"a {type(value).__name__}"
 
 
 def _restore(state, content):
@@ -1080,7 +1092,7 @@ def _restore(state, content):
         {key: weights[key.replace("_orig_mod.", "")] for key in model.state_dict()}
     )
     for name in ("optimizer", "scheduler", "scaler"):
-        if content[name]:  # None without a scheduler, {} without fp16
+        if content[name]:  # {} without a scheduler, and without fp16
             getattr(state, name).load_state_dict(content[name])
 
     # a new optimizer had no moments to compare with, and torch's fused ones do not look
@@ -1096,7 +1108,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """What a checkpoint file holds, on the CPU: model, optimizer, history and so on.
 
     Every byte is checked against the file's checksums, and only plain types are read:
-    nothing in it is imported, run, or takes more memory than the file has bytes.
+    nothing in it is imported or run, and no tensor is larger than the file.
     Raises ValueError in one line for anything else than a whole checkpoint.
 
     >>> model = nn.Linear(1, 1)
@@ -1106,6 +1118,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     with open(path, "rb") as file:
         try:
+            _check_zip(file)
+            file.seek(0)
             return _unpack(file)
         except pickle.UnpicklingError:
             reason = "it holds more than plain types, which could run code"
@@ -1115,25 +1129,34 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     raise ValueError(f"{path} is no checkpoint of kit: {reason:.300}")
 
 
-def _unpack(file):
-    """The content of a checkpoint file, whose bytes and parts are checked."""
+def _check_zip(file):
+    """Raise unless the file is a zip as torch writes it, with right checksums."""
     archive = zipfile.ZipFile(file)
     for member in archive.infolist():
         # deflated, a small file can take any amount of memory; for a member flagged as a
         # folder torch returns uninitialised memory
         odd = member.compress_type or member.external_attr
-        # read checks the checksum. Of all that torch lets a pickle call, a bytearray of a
-        # given size is what fills memory
-        if odd or b"bytearray\n" in archive.read(member):
+        # a pickle can ask for a bytearray of any size
+        is_pickle = member.filename.lower().endswith(".pkl")
+        if odd or (is_pickle and b"bytearray\n" in archive.read(member)):
             raise ValueError("it is not as torch writes it")
 
-    file.seek(0)
+    damaged = archive.testzip()
+    if damaged:
+        raise ValueError(f"the checksum of {damaged} is wrong")
+
+
+def _unpack(file):
+    """The content of a checkpoint file, whose parts must be there and of their types."""
     content = torch.load(file, map_location=CPU, weights_only=True)
-    if content["format"] != FORMAT:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"its format must be {FORMAT}")
+
+    content["config"] = json.loads(content["config"])
+    for key in ("components", "model", "optimizer", "scheduler", "scaler", "config"):
+        _check_type(key, content[key], dict)
     _check_type("step", content["step"], int)
     _at_least("step", content["step"], 0)
-    content["config"] = json.loads(content["config"])
 
     kinds, numbers = content["history"]
     # frombuffer refuses a tensor with a stride of 0, of which a list would be huge
@@ -1400,7 +1423,8 @@ def _tell_epoch(loader, epoch, ddp):
 
 def _is_own(loader):
     """Whether make_loader made it."""
-    return isinstance(getattr(loader, "sampler", None), _BatchSampler)
+    # a wrapper may hand on its attributes, and give other batches
+    return type(loader) is DataLoader and isinstance(loader.sampler, _BatchSampler)
 
 
 def fit(
@@ -1474,6 +1498,7 @@ def fit(
             if number:
                 break
         list(writes)
+        number = number or sum(signals)  # one that came in the last on_epoch
 
     # all is saved, and all handlers are as they were
     if number:
