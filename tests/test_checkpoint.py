@@ -44,6 +44,14 @@ def test_every_file_is_plain_and_loads_weights_only():
     assert os.listdir() == ["a.pt"]
 
 
+def test_a_buffer_may_hold_any_text():
+    state = make_state()
+    text = torch.frombuffer(bytearray(b"\nbytearray\n"), dtype=torch.uint8)
+    state.model.register_buffer("text", text)
+    path = kit.save_checkpoint(state, "a.pt")
+    assert_same(kit.read_checkpoint(path)["model"]["text"], text)
+
+
 class Own(torch.optim.SGD):
     """Keeps moments of another shape than the parameters, as Shampoo does."""
 

@@ -134,6 +134,7 @@ def test_predict_takes_a_tensor_and_any_loader_in_its_order():
         DataLoader(TensorDataset(x, y), batch_size=10),
         list(x.split(9)),
         iter([(x, y)]),
+        [(x, ["a text", "of targets"])],
     ):
         outputs = kit.predict(model, loader)
         assert not outputs.requires_grad  # or it would keep every batch's graph

@@ -80,6 +80,31 @@ def test_any_iterable_is_a_loader_and_is_told_the_epoch():
         assert told.epochs == [0, 1, 2, 3]  # as torch's DistributedSampler counts
 
 
+class Doubled:
+    """A loader that hands on the attributes of another, and gives other batches."""
+
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __getattr__(self, name):
+        return getattr(self.loader, name)
+
+    def __iter__(self):
+        for x, y in self.loader:
+            yield 2 * x, y
+
+
+def test_a_wrapped_loader_gives_its_own_batches_of_the_epoch():
+    loader, steps = (
+        kit.make_loader(table(8), batch_size=4, shuffle=True),
+        (Step(), Step()),
+    )
+    for wrap, step in zip((Doubled, lambda loader: loader), steps):
+        fit(make_state(), wrap(loader), epochs=2, step=step)
+    for (doubled, _), (x, _) in zip(steps[0].batches, steps[1].batches, strict=True):
+        assert torch.equal(doubled, 2 * x)
+
+
 class GivesItsEpoch(Told):
     def __getitem__(self, i):
         return torch.full((3,), float(self.epochs[-1])), torch.zeros(1)

@@ -4,7 +4,9 @@ import copy
 import gc
 import math
 import weakref
+from collections import UserDict
 from functools import partial
+from types import MappingProxyType
 
 import helpers
 import pytest
@@ -127,6 +129,16 @@ def test_totals_weigh_micro_batches_by_their_weight(accumulate):
     options = {"plain_loss": weighted_mean, "accumulate": accumulate}
     totals = check_step(still_state().model, (x, y), weighted, **options)
     assert totals["twice"] == pytest.approx(2 * totals["weight"], rel=1e-6)
+
+
+def test_a_foreign_mapping_is_cut_and_stays_as_it_is():
+    x, y = classes(32)
+    forward = lambda model, batch: (model(batch["x"]), batch["y"])
+    options = {"loss_fn": F.cross_entropy, "accumulate": 4, "forward": forward}
+    batches = {"x": x, "y": y}, UserDict(x=x, y=y), MappingProxyType({"x": x, "y": y})
+    totals = [kit.train_step(still_state(), b, **options)[1] for b in batches]
+    assert totals[0] == totals[1] == totals[2] and totals[0]["weight"] == 32
+    assert all(len(batch["x"]) == 32 for batch in batches)
 
 
 def test_totals_beside_the_loss_are_in_the_row():
