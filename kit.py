@@ -208,7 +208,7 @@ def split(
 
     if isinstance(data, Dataset):  # which is not copied
         return tuple(Subset(data, rows.tolist()) for rows in order.split(sizes))
-    return tuple(zip(*(t[order].split(sizes) for t in data)))
+    return tuple(tuple(t[rows] for t in data) for rows in order.split(sizes))
 
 
 def _dataset(data):
@@ -1876,16 +1876,21 @@ def metrics(prediction: Tensor, target: Tensor) -> dict[str, float]:
     >>> metrics(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 2.0, 3.0]))["r2"]
     0.5
     """
-    score = _regression_scores if target.is_floating_point() else _class_scores
-    scores = score(prediction.cpu(), target.cpu())  # not every device has float64
-    return {name: float(values.mean()) for name, values in scores.items()}
+    if target.is_floating_point():
+        scores = _regression_scores(prediction, target)
+    elif prediction.isnan().any():
+        return dict.fromkeys(("accuracy", "precision", "recall", "f1"), math.nan)
+    else:
+        scores = _class_scores(prediction, target)
+
+    return {name: values.mean().item() for name, values in scores.items()}
 
 
 def _regression_scores(prediction, target):
     """By sample, or by column: metrics takes the means."""
     _check_pair(prediction, target)
-    target = target.double()
-    error = prediction.double() - target  # (N, K), and by column from here on
+    target = target.cpu().double()  # not every device has float64
+    error = prediction.cpu().double() - target  # (N, K), and by column from here on
     mse = error.square().mean(0)
     # from the first row, or a constant's would not be exactly 0
     variance = (target - target[0]).var(0, correction=0)
@@ -1900,9 +1905,7 @@ def _regression_scores(prediction, target):
 
 def _class_scores(prediction, target):
     """By class, of those that occur: metrics takes the means."""
-    counts = confusion_matrix(prediction.nan_to_num(), target).double()
-    if prediction.isnan().any():
-        counts *= math.nan
+    counts = confusion_matrix(prediction, target).cpu().double()
     right, predicted, true = counts.diag(), counts.sum(0), counts.sum(1)
     both = predicted + true
 
@@ -1930,7 +1933,9 @@ def confusion_matrix(prediction: Tensor, target: Tensor) -> Tensor:
     if prediction.ndim > target.ndim and prediction.shape[1] > 1:  # scores
         classes, prediction = prediction.shape[1], prediction.argmax(1)
     elif prediction.is_floating_point():  # logits of class 1
-        classes, prediction = 2, prediction.flatten() > 0
+        if prediction.ndim > target.ndim:
+            prediction = prediction.squeeze(1)
+        classes, prediction = 2, prediction > 0
     _check_pair(prediction, target)
 
     pairs = torch.stack([target, prediction]).long()
@@ -1971,8 +1976,8 @@ def progress(state: State, *, epochs: int | None = None) -> None:
     >>> progress(state._replace(history=(row,)), epochs=1)
     epoch 1/1  train_loss 0.5  2.0 s
     """
-    epoch = len(state.history)
-    epochs = epochs or state.config.get("epochs")
+    row = state.history[-1]
+    epoch, epochs = row["epoch"], epochs or state.config.get("epochs")
     last_epoch, last_time = _printed
     now = time.monotonic()
     same_run = epoch > last_epoch
@@ -1982,10 +1987,9 @@ def progress(state: State, *, epochs: int | None = None) -> None:
     line = f"epoch {epoch}"
     if epochs:
         line += f"/{epochs}"
-    row = state.history[-1]
-    for key in ("train_loss", "val_loss"):
-        if key in row:
-            line += f"  {key} {row[key]:.4g}"
+    for key, value in row.items():
+        if key.endswith("_loss"):
+            line += f"  {key} {value:.4g}"
     seconds = sum(row["seconds"] for row in state.history)
     if same_run:  # go one line up, and clear it
         line = f"\x1b[A\x1b[K{line}"
@@ -2014,7 +2018,7 @@ def plot_history(history: Sequence[Row]) -> Any:
         panels.pop("mse", None)
 
     best = _best(history)
-    epochs = range(1, len(history) + 1)
+    epochs = [row["epoch"] for row in history]
     figure = _figure(2 + 2.5 * len(panels))
     grid = figure.subplot_mosaic([[measure] for measure in panels], sharex=True)
     for measure, axes in grid.items():
@@ -2024,8 +2028,9 @@ def plot_history(history: Sequence[Row]) -> Any:
         if 0 < 20 * low < high:
             axes.set_yscale("log")
         if best:
-            label = f"best epoch: {best}"
-            axes.axvline(best, label=label, color="gray", linestyle=":")
+            epoch = epochs[best - 1]
+            label = f"best epoch: {epoch}"
+            axes.axvline(epoch, label=label, color="gray", linestyle=":")
         axes.set_ylabel(measure)
         axes.legend()
     figure.supxlabel("epoch")
@@ -2114,10 +2119,11 @@ def export(
             # in a Sequential, whose forward has one argument, by the name of input
             model = nn.Sequential(copy.deepcopy(unwrap(model))).cpu().eval()
             model.requires_grad_(False)
+            # an example that does not fit is told by the model itself
+            _check_type("its output", model(rows[1:].clone()), Tensor)
             content, exported = _convert(model, rows, path.suffix, metadata or {})
             for batch in (rows[:1], rows[1:], rows):
                 outputs = model(batch.clone())  # a model may change its batch
-                _check_type("its output", outputs, Tensor)
                 difference = (exported(batch) - outputs).abs().max()
                 # so written that NaN is too much
                 if not difference <= 1e-4 * outputs.abs().max() + 1e-6:
@@ -2139,8 +2145,9 @@ def _convert(model, rows, suffix, metadata):
     """A file's content, and the function that its runtime makes of it."""
     texts = {key: json.dumps(value) for key, value in metadata.items()}
     shapes = ({0: torch.export.Dim("batch")},)
-    program = torch.export.export(model, (rows,), dynamic_shapes=shapes)
-    program.example_inputs = None  # somebody's rows
+    # zeros, for they are saved too; one row would fix the number of rows
+    traced = torch.zeros_like(rows[:2])
+    program = torch.export.export(model, (traced,), dynamic_shapes=shapes)
 
     if suffix == ".pt2":
         buffer = io.BytesIO()
@@ -2296,7 +2303,8 @@ def _learn_table(path, frame, target, task):
         # 0, 1, 2 ... or 1, 2, 3 ..., or the index that pandas and R write
         if kind in "iu" and (
             name in ("rownames", "Unnamed: 0")
-            or set((column - column.index).unique()) in ({0}, {1})
+            or np.array_equal(column.to_numpy(float, na_value=-1), column.index)
+            or np.array_equal(column.to_numpy(float, na_value=-1), column.index + 1)
         ):
             skipped += (f"{name}, which counts the rows",)
             continue
@@ -2320,7 +2328,8 @@ def _learn_table(path, frame, target, task):
 
 def _find_names(column):
     """The different values of a column as text, in the values' order: 2 before 10."""
-    return column.astype("category").cat.categories.astype("string")
+    values = column.astype("category").cat.remove_unused_categories()
+    return values.cat.categories.astype("string")
 
 
 def _encode(path, column, names):
@@ -2360,11 +2369,10 @@ def main() -> None:
 
 
 def _several(kind, commas=-1):
-    """A type of option: some of a kind, as 64,64 or a list; -1: any number of commas."""
+    """A type of option: some of a kind, such as 64,64; -1: with any number of commas."""
 
-    def values(given):
-        items = given.split(",", commas) if isinstance(given, str) else given
-        return [kind(item) for item in items]
+    def values(text):
+        return [kind(item) for item in text.split(",", commas)]
 
     return values
 
@@ -2388,13 +2396,12 @@ def _as_typed(config):
 
     for name, value in config.items():
         items = value if isinstance(value, list) else [value]
-        # a deep nest in a small file could become a very long text
+        # a deep nest in a small file, or a text many times, could become a huge one
         plain = all(isinstance(item, str | int | float | None) for item in items)
-        if name not in known or not plain:
+        if name not in known or not plain or sum(len(str(i)) for i in items) > 1e6:
             raise ValueError(f"{name!r:.50} is no option of fit, or of another type")
-        texts = [str(item) for item in items]
         if value is not None:
-            typed[name] = texts if isinstance(value, list) else texts[0]
+            typed[name] = ",".join(map(str, items))
 
     return typed
 
@@ -2849,4 +2856,5 @@ def _export_command(run, file, model):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     main(prog_name="python -m kit")
