@@ -982,8 +982,8 @@ def save_checkpoint(state: State, path: str | Path) -> Path:
 def _pack(state):
     """The bytes of a checkpoint file."""
     _check_type("state", state, State)
-    # rows as dicts would take several times as long: one tensor holds the numbers of all,
-    # and before each row's the place of its keys in kinds. The sums are the last row
+    # dicts would take several times as long, so one tensor holds the numbers of all rows.
+    # Before those of a row stands where its keys are in kinds; the sums are the last row
     kinds, numbers = {}, []
     for row in (*state.history, state.sums):
         kind = kinds.setdefault(tuple(row), len(kinds))
@@ -1393,9 +1393,9 @@ def _batches(loader, epoch=None, start=0, ddp=None, seed=None):
         batches = iter(loader)
     try:
         for number, batch in enumerate(batches, start if own else 0):
-            if ddp:
-                ddp.rows, batch = _rank_part(loader, epoch, number, batch)
             if number >= start:
+                if ddp:
+                    ddp.rows, batch = _rank_part(loader, epoch, number, batch)
                 yield batch
             if seeds:  # what the loader draws for the next one
                 _seed(CPU, seed, epoch, number, everything=True)
@@ -1757,11 +1757,12 @@ def _process_group():
 
 
 def amp(model: nn.Module, precision: str) -> nn.Module:
-    """The model with its forward under autocast, "bf16" or "fp16", and float32 out.
+    """The model with its forward under autocast, "bf16" or "fp16".
 
-    For fp16, make_state adds the GradScaler. Checkpoints do not show the wrap. GPUs
-    that only emulate bf16 (before Ampere) are slow at it: take fp16 there. Raises
-    RuntimeError on a device without autocast. Source: tutorial 7.1.
+    What it returns in that precision becomes float32. For fp16, make_state adds the
+    GradScaler. Checkpoints do not show the wrap. GPUs that only emulate bf16 (before
+    Ampere) are slow at it: take fp16 there. Raises RuntimeError on a device without
+    autocast. Source: tutorial 7.1.
 
     >>> amp(nn.Linear(2, 1), "bf16")(torch.ones(3, 2)).dtype
     torch.float32
@@ -1896,8 +1897,7 @@ def _regression_scores(prediction, target):
     variance = (target - target[0]).var(0, correction=0)
     if len(target) == 1:
         variance *= math.nan
-    # 0 * mse: what is NaN stays NaN
-    constant = variance == 0 * mse
+    constant = (variance == 0) & ~mse.isnan()  # of what is NaN r2 is NaN
     r2 = torch.where(constant, (mse == 0).double(), 1 - mse / variance)
 
     return {"mae": error.abs(), "mse": mse, "rmse": mse.mean().sqrt(), "r2": r2}
@@ -1993,7 +1993,7 @@ def progress(state: State, *, epochs: int | None = None) -> None:
     seconds = sum(row["seconds"] for row in state.history)
     if same_run:  # go one line up, and clear it
         line = f"\x1b[A\x1b[K{line}"
-    click.echo(f"{line}  {seconds:.1f} s")  # without these codes, but on a terminal
+    click.echo(f"{line}  {seconds:.1f} s")  # which drops the codes for a file or a pipe
     _printed[:] = epoch, now
 
 
@@ -2206,7 +2206,7 @@ def read_table(
     # 1. the rows; what was text in the first file may be numbers in this one
     texts = dict.fromkeys(like.categories, str) if like else None
     frame = _read_frame(path, dtype=texts, na_values=["?", "-", "."])
-    # to types that know gaps: beside one, 3 is whole still, and True a boolean
+    # to types that know gaps: beside a gap, 3 stays a whole number and True a boolean
     frame = frame.convert_dtypes()
 
     targets = [target] if target else []
