@@ -336,9 +336,7 @@ class _Tensors(TensorDataset):
         # copies: a model may change its batch in place
         if isinstance(rows, range):
             return tuple([t[rows.start : rows.stop].clone() for t in self.tensors])
-        rows = torch.from_numpy(rows)
-        if not self.tensors[0].is_cpu:
-            rows = rows.to(self.tensors[0].device)
+        rows = torch.from_numpy(rows).to(self.tensors[0].device)
         return tuple([t.index_select(0, rows) for t in self.tensors])
 
 
