@@ -569,26 +569,24 @@ class Standardize(nn.Module):
         spreads = std > 1e-14 * mean.abs()  # less is rounding, of a constant
         self.std = nn.Buffer(torch.where(spreads, std, 1))
 
-        # of each output: whether it is of a category, its column, its code
-        outputs = sorted(
-            (count > 0, i, code)
-            for i, count in enumerate(categories)
-            for code in range(count or 1)
-        )
-        self.outputs = nn.Buffer(torch.tensor(outputs))
-        self.numbers = list(categories).count(0)
-        self.float()  # which leaves the whole numbers of outputs as they are
+        # which columns are numbers; of every category its column and its code
+        numbers = [i for i, count in enumerate(categories) if not count]
+        codes: list = []
+        for i, count in enumerate(categories):
+            codes += [(i, code) for code in range(count)]
+        self.numbers = nn.Buffer(torch.tensor(numbers, dtype=torch.int64))
+        self.codes = nn.Buffer(torch.tensor(codes, dtype=torch.int64))
+        self.float()  # which leaves whole numbers as they are
 
     def forward(self, x: Tensor) -> Tensor:
         if self.inverse:
             return x * self.std + self.mean
         scaled = ((x - self.mean) / self.std).nan_to_num()
-        if not len(self.outputs):  # numbers alone, in rows of any shape
+        if not len(self.codes):  # numbers alone, in rows of any shape
             return scaled
-        _, column, code = self.outputs.T
-        n = self.numbers  # which come first
-        one_hot = x[:, column[n:]] == code[n:]
-        return torch.cat([scaled[:, column[:n]], one_hot.float()], 1)
+        column, code = self.codes.T
+        one_hot = x[:, column] == code
+        return torch.cat([scaled[:, self.numbers], one_hot.float()], 1)
 
 
 def summary(model: nn.Module) -> str:
