@@ -955,7 +955,7 @@ def _means(totals, prefix=""):
 
 # ---------------------------------------------------------------- 5 checkpoint
 
-FORMAT = 5  # of the checkpoint files that this kit writes
+FORMAT = 6  # of the checkpoint files that this kit writes
 
 
 def save_checkpoint(state: State, path: str | Path) -> Path:
@@ -978,14 +978,6 @@ def save_checkpoint(state: State, path: str | Path) -> Path:
 def _pack(state):
     """The bytes of a checkpoint file."""
     _check_type("state", state, State)
-    # dicts would take several times as long, so one tensor holds the numbers of all rows.
-    # Before those of a row stands where its keys are in kinds; the sums are the last row
-    kinds, numbers = {}, []
-    for row in (*state.history, state.sums):
-        kind = kinds.setdefault(tuple(row), len(kinds))
-        numbers += [kind, *row.values()]
-    history = torch.tensor(numbers, dtype=torch.float64, device=CPU)
-
     model, scheduler = unwrap(state.model).state_dict(), state.scheduler
     content = {
         "format": FORMAT,
@@ -999,8 +991,9 @@ def _pack(state):
         "scheduler": scheduler.state_dict() if scheduler else {},
         "scaler": state.scaler.state_dict(),
         "step": state.step,
-        "history": (list(kinds), history),
-        # as JSON, which cannot claim to be larger than its text
+        # as JSON, which is read fast, and cannot claim to be larger than its text
+        "sums": json.dumps(_map(float, state.sums)),
+        "history": json.dumps(state.history),
         "config": json.dumps(_map(_plain, state.config)),
     }
 
@@ -1014,10 +1007,8 @@ def _pack(state):
 
 
 def _plain(leaf):
-    """The leaf as read_checkpoint takes it."""
-    if isinstance(leaf, np.generic):
-        return leaf.item()
-    return bytes(leaf) if isinstance(leaf, bytearray) else leaf
+    """A number of numpy's as one of Python's, which read_checkpoint takes."""
+    return leaf.item() if isinstance(leaf, np.generic) else leaf
 
 
 def load_checkpoint(state: State, path: str | Path) -> State:
@@ -1148,21 +1139,18 @@ def _unpack(file):
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"its format must be {FORMAT}")
 
-    content["config"] = json.loads(content["config"])
-    for key in ("components", "model", "optimizer", "scheduler", "scaler", "config"):
-        _check_type(key, content[key], dict)
+    for key in ("sums", "history", "config"):
+        content[key] = json.loads(content[key])
     _check_type("step", content["step"], int)
     _at_least("step", content["step"], 0)
-
-    kinds, numbers = content["history"]
-    # frombuffer refuses a tensor with a stride of 0, of which a list would be huge
-    rows, numbers = [], iter(np.frombuffer(numbers.numpy()).tolist())
-    for kind in numbers:
-        rows.append({key: next(numbers) for key in kinds[int(kind)]})
-    content["sums"], content["history"] = rows.pop(), rows
-    for row in rows:
-        for key in ("epoch", "step"):
-            row[key] = int(row[key])
+    for key in ("components", "model", "optimizer", "scheduler", "scaler", "config"):
+        _check_type(key, content[key], dict)
+    for row in content["history"]:
+        _check_type("epoch", row["epoch"], int)
+        _check_type("step", row["step"], int)
+    for row in (content["sums"], *content["history"]):
+        if not all(isinstance(value, int | float) for value in row.values()):
+            raise ValueError("its history must be of numbers")
 
     return content
 

@@ -84,7 +84,6 @@ def test_the_history_comes_back_as_it_was():
     rows = (*kinds * 2, *(row for row in kinds for _ in range(2500)))
     path = kit.save_checkpoint(make_state()._replace(history=rows), "a.pt")
     assert repr(kit.load_checkpoint(make_state(), path).history) == repr(rows)
-    assert path.stat().st_size < 10_000 * 8 * 5 + 10_000  # a number takes 8 bytes
 
 
 @pytest.mark.parametrize("call", ["fsync file", "replace", "fsync folder"])
