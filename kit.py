@@ -661,9 +661,8 @@ def train_step(
 
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     batch, rows = _place(batch, parameters[0].device)
-    # in one process counted == all_rows == rows, and world == 1
     ddp = _find_ddp(model)
-    counted, all_rows, world = _count_rows(ddp, rows)
+    counted, mean_rows = _count_rows(ddp, rows)  # in one process both are rows
     for p in parameters:
         p.grad = None  # the same as optimizer.zero_grad(), 5 µs faster
 
@@ -678,19 +677,19 @@ def train_step(
             # without a name for the outputs, which would outlive their micro-batch
             part_rows = min(end - begin, counted)
             loss, times, is_total = _loss(loss_fn, *forward(model, part), part_rows)
-            # a mean counts by its share of all rows; a total is divided by them now, and
-            # by its weight in part 2. DDP averages over the ranks, hence "* world"
+            # a mean counts by its share of the rows; a total is divided by them now, and
+            # by its weight in part 2. DDP averages over the ranks, hence their mean
             objective = loss["loss"]
-            if times * world != all_rows:  # else it's the plain loop's, to the last bit
-                objective = objective * (times * world / all_rows)
+            if times != mean_rows:  # else it's the plain loop's, to the last bit
+                objective = objective * (times / mean_rows)
             scaler.scale(objective).backward()
         totals = _add(totals, _totals(loss, times))
 
     # 2. the gradient as it is meant: unscaled, divided, then clipped
     scaler.unscale_(optimizer)
     if is_total:
-        # so far the gradient is that of total / all_rows: make it total / weight
-        factor = all_rows / (_sum_ranks(ddp, totals["weight"]) + 1e-30)
+        # so far the gradient is that of total / rows: make it total / weight
+        factor = mean_rows / (_rank_mean(ddp, totals["weight"]) + 1e-30)
         for p in parameters:
             if p.grad is not None:
                 p.grad.mul_(factor)
@@ -823,8 +822,8 @@ def evaluate(
     metrics(prediction, target) gets all rows at once, on the model's device, so that
     what is no mean of batches (R², F1, a quantile) is right however they are batched;
     it returns a number or a dict of numbers. Or metrics is an object with reset, update
-    and compute, such as those of torchmetrics: it gets batch by batch, no outputs are
-    kept, and between processes it has to synchronise itself, as those do. Neither the mode of any module nor the training's randomness changes.
+    and compute, such as those of torchmetrics: it gets batch by batch, and no outputs
+    are kept. Neither the mode of any module nor the training's randomness changes.
     Source: tutorial 3.3, 4.2, 8.2.
 
     >>> row = evaluate(nn.Identity(), [make_data()], loss_fn=F.l1_loss, metrics=metrics)
@@ -839,29 +838,21 @@ def evaluate(
 
 def _evaluate(model, loader, loss_fn, forward, measure, epoch=None, interrupted=None):
     """evaluate, of an epoch that the loader is told; None once it is interrupted()."""
-    ddp = _find_ddp(model)
-    if ddp is model:
-        model = ddp.module  # whose forward waits for no other rank
     incremental = hasattr(measure, "compute")  # takes batch by batch, as torchmetrics
     if incremental:
         measure.reset()
 
     totals, pairs = {}, []  # pairs: (outputs, targets)
     with _eval_mode(model):
-        for batch in _batches(loader, epoch, ddp=ddp):
+        for batch in _batches(loader, epoch):
             if interrupted and interrupted():
                 return None
-            if ddp and not ddp.rows[0]:  # no row of this batch is this rank's
-                pairs.append(None)
-                continue
             part, pair = _eval_batch(model, batch, loss_fn, forward)
             totals = _add(totals, part)
             if incremental:
                 measure.update(*pair)
             elif measure:
                 pairs.append(pair)
-        if ddp:
-            totals, pairs = _gather_evaluation(totals, pairs, _device(model))
         if not totals:
             raise ValueError("the loader must have a batch to evaluate, got none")
 
@@ -1365,7 +1356,7 @@ def _batches(loader, epoch=None, start=0, ddp=None, seed=None):
             epoch = sampler.next_pass[0]
         sampler.next_pass = epoch, start, ddp and _rank_rows
     else:
-        _tell_epoch(loader, epoch, ddp)
+        _tell_epoch(loader, epoch)
     seeds = seed is not None and not own
     if seeds:
         _seed(CPU, seed, epoch, -1, everything=True)
@@ -1375,20 +1366,16 @@ def _batches(loader, epoch=None, start=0, ddp=None, seed=None):
         batches = map(loader.dataset.__getitem__, sampler)
     else:
         batches = iter(loader)
-    try:
-        for number, batch in enumerate(batches, start if own else 0):
-            if number >= start:
-                if ddp:
-                    ddp.rows, batch = _rank_part(loader, epoch, number, batch)
-                yield batch
-            if seeds:  # what the loader draws for the next one
-                _seed(CPU, seed, epoch, number, everything=True)
-    finally:
-        if ddp:
-            ddp.rows = None
+    for number, batch in enumerate(batches, start if own else 0):
+        if number >= start:
+            if ddp:
+                ddp.rows, batch = _rank_part(loader, epoch, number, batch)
+            yield batch
+        if seeds:  # what the loader draws for the next one
+            _seed(CPU, seed, epoch, number, everything=True)
 
 
-def _tell_epoch(loader, epoch, ddp):
+def _tell_epoch(loader, epoch):
     """Tell the epoch to a loader, its samplers and its datasets, however deep they are."""
     parts = [loader]
     for part in parts:
@@ -1398,7 +1385,7 @@ def _tell_epoch(loader, epoch, ddp):
                 parts.append(inner)
         if epoch is not None and hasattr(part, "set_epoch"):
             part.set_epoch(epoch)
-        if ddp and hasattr(part, "num_replicas"):
+        if getattr(part, "num_replicas", 1) > 1:
             fix = "the batches are divided already, so leave the DistributedSampler out"
             raise ValueError(
                 f"a loader must give every process the same batches: {fix}"
@@ -1439,7 +1426,7 @@ def fit(
     thread, of a copy, and are there when fit returns.
 
     Under torchrun fit trains in all processes together: a batch is divided among them,
-    and rank 0 writes and calls on_epoch.
+    each evaluates all of val, and rank 0 writes and calls on_epoch.
 
     Raises FileExistsError when the folder holds a run that state does not continue,
     BlockingIOError while another process trains into it, and FloatingPointError when
@@ -1458,13 +1445,14 @@ def fit(
     number = 0  # of a signal
 
     with ExitStack() as stack:
+        # until all ranks have ended: theirs may come after another's has been heard of
+        signals = stack.enter_context(_signal_handlers()) if folder else []
+        now = start = stack.enter_context(_distributed(state))
         # only rank 0 touches files
         if folder and _rank() == 0:
             stack.enter_context(_locked(folder))
             _check_continues(state, folder / "last.pt")
-        now = start = stack.enter_context(_distributed(state))
         writer = stack.enter_context(ThreadPoolExecutor(1))
-        signals = stack.enter_context(_signal_handlers()) if folder else []
 
         for now, finished, number in _steps(start, *options, stop, save_every, signals):
             if finished and on_epoch and _rank() == 0:
@@ -1563,9 +1551,9 @@ def _raise_for_signal(number, message):
 
 # ----------------------------------------- several processes, started by torchrun
 #
-# Every process has all the data and the same loaders. fit and run divide each batch by
-# rows among the ranks, and DistributedDataParallel averages the gradients. In one
-# process `ddp` is None, and these functions hand on what they are given.
+# Every process has all the data and the same loaders. fit and run divide each batch to
+# train on by rows among the ranks, and DistributedDataParallel averages the gradients.
+# In one process `ddp` is None, and these functions hand on what they are given.
 
 
 def _has_processes():
@@ -1582,8 +1570,8 @@ def _find_ddp(model):
 
 
 def _rank():
-    """This process's rank, also before fit has formed the process group."""
-    return dist.get_rank() if _has_processes() else int(os.environ.get("RANK", "0"))
+    """This process's rank."""
+    return dist.get_rank() if _has_processes() else 0
 
 
 def _rank_rows(begin, end):
@@ -1593,7 +1581,7 @@ def _rank_rows(begin, end):
 
 
 def _rank_part(loader, epoch, number, batch):
-    """This rank's rows and all ranks' rows of a batch, and this rank's part of it.
+    """This rank's rows of a batch and the ranks' mean, and this rank's part of it.
 
     A rank without rows gets one all the same, to take part in the all-reduce with.
     """
@@ -1607,25 +1595,24 @@ def _rank_part(loader, epoch, number, batch):
     if not own:
         batch = _cut(batch, first, max(last, first + 1))
 
-    return (last - first, end - begin), batch
+    return (last - first, (end - begin) / dist.get_world_size()), batch
 
 
 def _count_rows(ddp, rows):
-    """The rows of this rank's batch that count, all ranks' rows, the number of ranks."""
+    """The rows of this rank's batch that count, and the mean over the ranks."""
     if ddp is None:
-        return rows, rows, 1
-    # run says how many; else, in a loop of one's own, the ranks add them up
-    known = getattr(ddp, "rows", None) or (rows, int(_sum_ranks(ddp, rows)))
-    return *known, dist.get_world_size()
+        return rows, rows
+    # run says so, once; in a loop of one's own the ranks ask each other
+    return vars(ddp).pop("rows", None) or (rows, float(_rank_mean(ddp, rows)))
 
 
-def _sum_ranks(ddp, number):
-    """The sum of the ranks' numbers."""
+def _rank_mean(ddp, number):
+    """The mean of the ranks' numbers."""
     if ddp is None:
         return number
     total = torch.tensor(float(number), dtype=torch.float64, device=_device(ddp))
     dist.all_reduce(total)
-    return total
+    return total / dist.get_world_size()
 
 
 def _all_reduce(ddp, sums, pending, signals):
@@ -1651,23 +1638,6 @@ def _all_reduce(ddp, sums, pending, signals):
     return sums, number
 
 
-def _gather_evaluation(totals, pairs, device):
-    """The totals and the outputs of all ranks, in the order of one process."""
-    numbers = {key: float(value) for key, value in totals.items()}
-    pairs = _map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, pairs)
-    ranks, totals = _all_gather((numbers, pairs)), {}
-
-    for rank_totals, _ in ranks:
-        totals = _add(totals, rank_totals)
-
-    # rank 0's rows of a batch come before rank 1's: None where a rank has none
-    ordered = []
-    for batch in zip(*(rank_pairs for _, rank_pairs in ranks)):
-        ordered += [_place(pair, device)[0] for pair in batch if pair is not None]
-
-    return totals, ordered
-
-
 def _broadcast(value):
     """Rank 0's value, on every rank."""
     box = [value]
@@ -1684,57 +1654,43 @@ def _check_same(ddp, state, *loaders):
     for loader in loaders:
         sizes += _count(loader), _count(getattr(loader, "dataset", None))
 
-    ranks = _all_gather(sizes)
+    ranks = [None] * dist.get_world_size()
+    dist.all_gather_object(ranks, sizes)
     if ranks.count(sizes) < len(ranks):
         what = "step, epochs, and batches and rows of their loaders"
         raise ValueError(f"all processes must have the same {what}, got {ranks}")
 
 
-def _all_gather(value):
-    """The ranks' values, on every rank."""
-    ranks = [None] * dist.get_world_size()
-    dist.all_gather_object(ranks, value)
-    return ranks
-
-
 @contextmanager
 def _distributed(state):
     """Under torchrun the state with its model in DistributedDataParallel."""
-    with _process_group():
-        model = state.model
-        if _has_processes():
-            # gloo's threads would fail if Python ended while they still hold tensors
-            atexit.unregister(time.sleep)
-            atexit.register(time.sleep, 0.05)
-            if not _find_ddp(model):
-                # buffers are broadcast once an epoch, not at every step
-                model = DistributedDataParallel(model, forward_sync_buffers=False)
-        try:
-            yield state._replace(model=model)
-            _broadcast(None)  # once rank 0 has written its files
-        finally:
-            # else destroying the group, which they own, would deadlock
-            if model is not state.model:
-                del model.logger, model.reducer, model.process_group
-
-
-@contextmanager
-def _process_group():
-    """A process group, where torchrun started several processes and there is none."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _has_processes():
-        yield
-        return
-    # imported later, it would hold on to the group
-    importlib.import_module("torch.distributed.nn")
-    store, rank, world = next(dist.rendezvous("env://"))
-    nth = store.add(f"kit/{rank}", 1)  # of this process's groups: each has its keys
-    store = dist.PrefixStore(f"kit/{nth}", store)
-    dist.init_process_group(store=store, rank=rank, world_size=world)
+    _start_processes()
+    model = state.model
+    if _has_processes() and not _find_ddp(model):
+        # buffers are broadcast once an epoch, not at every step
+        model = DistributedDataParallel(model, forward_sync_buffers=False)
 
     try:
-        yield
+        yield state._replace(model=model)
+        _broadcast(None)  # once rank 0 has written its files
     finally:
-        dist.destroy_process_group()
+        # else its hooks would stay on the parameters, and join in the next run's
+        if model is not state.model:
+            del model.logger, model.reducer
+
+
+def _start_processes():
+    """Form the process group, where torchrun has started several processes."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _has_processes():
+        return
+    store, rank, world = next(dist.rendezvous("env://"))
+    # after a restart, torchrun's store still holds the keys of the processes before
+    nth = store.add(f"kit/{rank}", 1)
+    store = dist.PrefixStore(f"kit/{nth}", store)
+    dist.init_process_group(store=store, rank=rank, world_size=world)
+    atexit.register(dist.destroy_process_group)
+    # first, for gloo's threads abort a process that ends while they hold tensors
+    atexit.register(time.sleep, 0.05)
 
 
 # ---------------------------------------------------------------- 7 techniques
@@ -2520,22 +2476,22 @@ def _fit_command(ctx, config, out, resume, overwrite, quiet, **options):
         raise click.UsageError("--data and --target, what to predict, go together")
 
     # 3. the run
-    with _process_group():
-        state, fit_run = _build(config)
-        if resume:
-            state = load_checkpoint(state, last)
-        # a folder is claimed once everything else is known to be right
-        folder = Path(out or _broadcast(_rank() == 0 and _new_folder()))
-        if _rank() == 0:
-            with _locked(folder):
-                for name in ("last.pt", "best.pt") if overwrite else ():
-                    (folder / name).unlink(missing_ok=True)
-                plain = {name: getattr(config, name) for name in options}
-                (folder / "config.json").write_text(json.dumps(plain, indent=2))
-        quiet = quiet or _rank() > 0
-        if not quiet:
-            click.echo(_headline(config))
-        state = _train(state._replace(config=vars(config)), fit_run, folder, quiet)
+    _start_processes()
+    state, fit_run = _build(config)
+    if resume:
+        state = load_checkpoint(state, last)
+    # a folder is claimed once everything else is known to be right
+    folder = Path(out or _broadcast(_rank() == 0 and _new_folder()))
+    if _rank() == 0:
+        with _locked(folder):
+            for name in ("last.pt", "best.pt") if overwrite else ():
+                (folder / name).unlink(missing_ok=True)
+            plain = {name: getattr(config, name) for name in options}
+            (folder / "config.json").write_text(json.dumps(plain, indent=2))
+    quiet = quiet or _rank() > 0
+    if not quiet:
+        click.echo(_headline(config))
+    state = _train(state._replace(config=vars(config)), fit_run, folder, quiet)
 
     # 4. the report
     if quiet:
