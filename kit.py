@@ -883,16 +883,13 @@ def predict(model: nn.Module, inputs: Any, *, forward: Forward | None = None) ->
     batches = [inputs] if isinstance(inputs, Tensor | Mapping) else inputs
     outputs = []
 
-    def no_loss(outputs, targets):
-        return 0.0
-
     with _eval_mode(model):
         for batch in _batches(batches):
             if forward is None:  # the inputs, without any targets
                 if isinstance(batch, tuple | list):
                     batch = batch[0]
                 batch = batch, None
-            _, pair = _eval_batch(model, batch, no_loss, forward or _forward)
+            _, pair = _eval_batch(model, batch, lambda *_: 0.0, forward or _forward)
             outputs.append(pair[0])
 
     if not outputs:
