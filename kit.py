@@ -8,16 +8,21 @@ Data flows one way:
 
     loader -> step -> State -> row -> checkpoint
 
+A step adds a batch's totals to the State's sums, which become a row of its history at
+the end of the epoch; a checkpoint holds all of it.
+
 Three extension points take the place of a trainer class:
 
     wrap the model    for what concerns the forward   amp(model, "bf16")
     bind the step     for what concerns the update    partial(train_step, clip=1.0)
     read the history  for what concerns the run       partial(early_stopping, patience=10)
 
-and `forward(model, batch) -> (outputs, targets)` says how a batch meets the model.
+and `forward(model, batch) -> (outputs, targets)` says how a batch meets the model. What
+a technique trains, or averages, belongs inside the model, so that checkpoints hold it.
 
 Not everything is pure: torch updates modules and optimizers in place, on_epoch is a
-callback, a loader is told its epoch, and run seeds torch's global generators.
+callback, a loader is told its epoch, run seeds torch's global generators, and progress
+remembers when it printed last.
 
 The sections carry the numbers of the recipes and of the tutorial that they follow,
 "PyTorch 机器学习工作流程 - 完整教程", which is built on chapter 01 of Daniel Bourke's
@@ -32,7 +37,7 @@ from __future__ import annotations
 import os
 import signal
 
-if __name__ == "__main__":  # Ctrl-C while torch is imported, which takes seconds
+if __name__ == "__main__":  # to import torch takes seconds: Ctrl-C ends that quietly
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import atexit
@@ -266,7 +271,7 @@ def make_loader(
         data = _SeededRows(data, collate_fn or default_collate)
     worker_init = None
     if workers:
-        # once the main process ends, workers must obey SIGTERM
+        # multiprocessing ends workers by SIGTERM: from then on they have to obey it
         ending = torch.multiprocessing.Event()
         Finalize(None, ending.set, exitpriority=0)
         worker_init = partial(_ignore_signals, ending)
@@ -275,7 +280,7 @@ def make_loader(
         data,
         batch_size=None,  # the sampler makes the batches
         sampler=_BatchSampler(n, batch_size, in_pass, steps, shuffle, seed),
-        collate_fn=nn.Identity(),  # and the dataset collates them
+        collate_fn=nn.Identity(),  # the dataset has collated them
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available() and isinstance(data, _SeededRows),
@@ -287,21 +292,21 @@ def make_loader(
 class _BatchSampler(Sampler):
     """Yields (seed numbers, rows) for each batch: a function of (seed, epoch, batch).
 
-    next_pass is the epoch that the next pass belongs to, the batch that it begins with,
-    and None, or a function that gives the part of a batch that this process reads.
+    upcoming is the epoch that is read next, the batch that it begins with, and None, or
+    a function that gives the part of a batch that this process reads.
     """
 
     def __init__(self, n, batch_size, in_pass, steps, shuffle, seed):
         self.n, self.batch_size, self.shuffle, self.seed = n, batch_size, shuffle, seed
         # batches in one pass over the data, and in an epoch
         self.in_pass, self.steps = in_pass, steps
-        self.next_pass = 0, 0, None
+        self.upcoming = 0, 0, None
 
     def __len__(self):
         return self.steps
 
     def set_epoch(self, epoch):
-        self.next_pass = epoch, 0, None
+        self.upcoming = epoch, 0, None
 
     def position(self, epoch, batch):
         """The pass over the data that a batch is in, and where in it its rows are."""
@@ -310,8 +315,8 @@ class _BatchSampler(Sampler):
         return nth_pass, begin, min(begin + self.batch_size, self.n)
 
     def __iter__(self):
-        epoch, start, part = self.next_pass
-        self.next_pass = epoch + 1, 0, None
+        epoch, start, part = self.upcoming
+        self.upcoming = epoch + 1, 0, None
 
         order = range(self.n)
         for batch in range(start, self.steps):
@@ -324,7 +329,7 @@ class _BatchSampler(Sampler):
             if part:
                 begin, end = part(begin, end)
                 end = max(end, begin + 1)  # a rank without rows reads one all the same
-            # no two ranks have the same `begin`, so they draw other numbers
+            # ranks with rows differ in `begin`, so that each draws its own numbers
             yield (self.seed, epoch, batch, begin), order[begin:end]
 
 
@@ -354,7 +359,7 @@ class _SeededRows(Dataset):
             self.dataset.set_epoch(numbers[1])
 
         with _keep_random_state():
-            _seed(CPU, *numbers, everything=True)
+            _seed(CPU, *numbers, python_too=True)
             # a Subset asks for all rows at once where the dataset can give them
             items = Subset(self.dataset, rows).__getitems__(range(len(rows)))
             return self.collate(items)
@@ -373,15 +378,15 @@ def _keep_random_state():
         np.random.set_state(states[2])
 
 
-def _seed(device, *numbers, everything=False):
-    """Seed torch, and with everything random and numpy.random, by these numbers."""
+def _seed(device, *numbers, python_too=False):
+    """Seed torch, and with python_too random and numpy.random, by these numbers."""
     number = zlib.crc32(repr(numbers).encode())  # the same everywhere and always
     torch.default_generator.manual_seed(number)  # 70 µs faster than torch.manual_seed
     if device != CPU:
         backend = torch.get_device_module(device)
         # all devices: the current one need not be the model's
         getattr(backend, "manual_seed_all", backend.manual_seed)(number)
-    if everything:  # which takes 10 µs
+    if python_too:  # which takes 10 µs
         random.seed(number)
         np.random.seed(number)
 
@@ -398,7 +403,7 @@ def _ignore_signals(ending, worker):
 
 def _map(function, nest):
     """The nest of dicts, lists and tuples with the function applied to what they hold."""
-    if isinstance(nest, Tensor):  # first, for to ask for a Mapping takes longest
+    if isinstance(nest, Tensor):  # first, as the check for a Mapping is the slowest
         return function(nest)
     if isinstance(nest, (tuple, list)):
         items = [_map(function, value) for value in nest]
@@ -454,7 +459,7 @@ def _cut(batch, begin, end):
 
 
 class State(NamedTuple):
-    """All that changes while training, and config: what a checkpoint holds."""
+    """A training run: what a checkpoint holds."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -488,7 +493,7 @@ def make_state(
     _check_type("model", model, nn.Module)
     _check_type("optimizer", optimizer, torch.optim.Optimizer)
 
-    # for example those of a trainable criterion
+    # of a trainable criterion, say
     for group in optimizer.param_groups:
         strangers = set(group["params"]) - set(model.parameters())
         if strangers:
@@ -516,7 +521,8 @@ def make_state(
 
 def _check_type(name, value, kind):
     if not isinstance(value, kind):
-        got = getattr(value, "__name__", type(value).__name__)  # of a class its own
+        # a class in place of an instance has a name of its own
+        got = getattr(value, "__name__", type(value).__name__)
         raise TypeError(f"{name} must be of type {kind.__name__}, got {got}")
 
 
@@ -546,7 +552,8 @@ def unwrap(model: nn.Module) -> nn.Module:
 class Standardize(nn.Module):
     """(x - mean) / std by the rows (N, ...) it is made of; inverse: x * std + mean.
 
-    A gap (NaN) becomes 0, the mean. A constant column is divided by 1. categories gives
+    A gap (NaN) becomes 0, the mean, and infinity the largest number. A constant column is
+    divided by 1. categories gives
     the number of categories of each column, 0 for a number: a column of codes becomes
     that many columns, behind the numbers, with a 1 where the code is theirs. All of it
     is buffers, which travel in checkpoints and exported files. Source: tutorial 12,
@@ -603,7 +610,7 @@ def summary(model: nn.Module) -> str:
         rows.append((name, tuple(tensor.shape), tensor.numel(), trained))
 
     table = tabulate(rows, ("name", "shape", "count", "trained"))
-    # of tied parameters one
+    # tied parameters count once
     count = sum(p.numel() for p in model.parameters())
     learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return f"{table}\n{count:,} parameters, {learned:,} of them trained"
@@ -615,7 +622,7 @@ def summary(model: nn.Module) -> str:
 def _forward(model, batch):
     """How a batch meets the model, unless `forward` says otherwise."""
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        got = f"a {type(batch).__name__} of {len(batch)}: or give forward"
+        got = f"a {type(batch).__name__} of length {len(batch)}: other batches need forward="
         raise TypeError(f"a batch must be (inputs, targets), got {got}")
     inputs, targets = batch
     return model(inputs), targets
@@ -634,15 +641,16 @@ def train_step(
 
     batch is (inputs, targets), or what forward takes; its tensors (N, ...) go to the
     model's device. loss_fn(outputs, targets) returns the mean over the N samples, or a
-    dict of totals with "loss" and "weight", which divides all of them; a mean that weighs
-    them, as cross_entropy's with weight or ignore_index, has to be such a dict. A
-    micro-batch counts by its samples, or its weight, so that the gradient is the whole
-    batch's, except where it depends on the other rows (BatchNorm) or on draws (dropout).
-    clip is the largest norm of the gradient, or a function of the parameters such as
-    partial(clip_grad_value_, clip_value=1.0).
+    dict of totals with "loss" and "weight", which divides all of them. A weighted mean,
+    as cross_entropy's with weight or ignore_index, must be such a dict, of the weighted
+    sum and the sum of the weights. A micro-batch counts by its samples, or its weight, so
+    that the gradient is the whole batch's, except where it depends on the other rows
+    (BatchNorm) or on draws (dropout). clip is the largest norm of the gradient, or a
+    function that changes the gradients of the parameters that it is given, such as
+    partial(clip_grad_value_, clip_value=1.0); a norm that it returns is recorded.
 
     Returns the state and this batch's totals: loss, weight, the others of loss_fn,
-    grad_norm where clip gives one, and under fp16 the skipped updates.
+    grad_norm (before the clip) where clip returns it, and under fp16 the skipped updates.
 
     >>> model = nn.Linear(1, 1)
     >>> state = make_state(model, torch.optim.SGD(model.parameters(), lr=0.01))
@@ -662,7 +670,8 @@ def train_step(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     batch, rows = _place(batch, parameters[0].device)
     ddp = _find_ddp(model)
-    counted, mean_rows = _count_rows(ddp, rows)  # in one process both are rows
+    # in one process both are rows; a rank may have one that does not count
+    counted, mean_rows = _count_rows(ddp, rows)
     for p in parameters:
         p.grad = None  # the same as optimizer.zero_grad(), 5 µs faster
 
@@ -676,19 +685,20 @@ def train_step(
         with ddp.no_sync() if ddp and end < rows else nullcontext():
             # without a name for the outputs, which would outlive their micro-batch
             part_rows = min(end - begin, counted)
-            loss, times, is_total = _loss(loss_fn, *forward(model, part), part_rows)
-            # a mean counts by its share of the rows; a total is divided by them now, and
-            # by its weight in part 2. DDP averages over the ranks, hence their mean
-            objective = loss["loss"]
-            if times != mean_rows:  # else it's the plain loop's, to the last bit
-                objective = objective * (times / mean_rows)
+            values, count, is_total = _loss(loss_fn, *forward(model, part), part_rows)
+            # a mean counts by its share of the rows; so does a total, to stay small in
+            # fp16, until part 2. DDP averages over the ranks, hence their mean
+            objective = values["loss"]
+            if count != mean_rows:  # times 1 changes nothing, and takes 5 µs
+                objective = objective * (count / mean_rows)
             scaler.scale(objective).backward()
-        totals = _add(totals, _totals(loss, times))
+        totals = _add(totals, _totals(values, count))
 
     # 2. the gradient as it is meant: unscaled, divided, then clipped
     scaler.unscale_(optimizer)
     if is_total:
-        # so far the gradient is that of total / rows: make it total / weight
+        # so far the gradient is that of total / rows: make it total / weight; a batch
+        # of weight 0 has none
         factor = mean_rows / (_rank_mean(ddp, totals["weight"]) + 1e-30)
         for p in parameters:
             if p.grad is not None:
@@ -704,9 +714,10 @@ def train_step(
         totals["skipped"] = skipped * totals["weight"]
     if norm is not None and not skipped:
         totals |= _totals({"grad_norm": norm}, totals["weight"])
-    if state.per_step and not skipped:
+    if state.scheduler and state.per_step and not skipped:
         _advance(state.scheduler)
 
+    # run adds up the totals of all ranks in place of these sums
     return state._replace(step=state.step + 1, sums=_add(state.sums, totals)), totals
 
 
@@ -734,7 +745,7 @@ def _loss(loss_fn, outputs, targets, rows):
     return loss, min(rows, 1), True
 
 
-def _totals(values, times):
+def _totals(values, count):
     """The values times a number: numbers on the CPU, elsewhere tensors, without a graph."""
     totals = {}
     for key, value in values.items():
@@ -745,7 +756,7 @@ def _totals(values, times):
                 value = value.detach()  # which has no float64
             else:  # to read it would synchronise; float32 would lose digits in long sums
                 value = value.detach().double()
-        totals[key] = value * times
+        totals[key] = value * count
     return totals
 
 
@@ -798,15 +809,15 @@ def eval_step(
 def _eval_batch(model, batch, loss_fn, forward):
     """The totals, and the pair of outputs and targets."""
     if model.training:
-        model.eval()  # the loader has trained it
+        model.eval()  # the loader has put it into train mode
     batch, rows = _place(batch, _device(model))
 
-    # by batch: the loader may need gradients in between, as an attack does
+    # around each batch: between them the loader may need gradients, for an attack say
     with torch.no_grad():
         outputs, targets = forward(model, batch)
-        loss, times, _ = _loss(loss_fn, outputs, targets, rows)
+        values, count, _ = _loss(loss_fn, outputs, targets, rows)
 
-    return _totals(loss, times), (outputs, targets)
+    return _totals(values, count), (outputs, targets)
 
 
 def evaluate(
@@ -823,7 +834,7 @@ def evaluate(
     what is no mean of batches (R², F1, a quantile) is right however they are batched;
     it returns a number or a dict of numbers. Or metrics is an object with reset, update
     and compute, such as those of torchmetrics: it gets batch by batch, and no outputs
-    are kept. Neither the mode of any module nor the training's randomness changes.
+    are kept. Neither the mode of any module nor the CPU's random state changes.
     Source: tutorial 3.3, 4.2, 8.2.
 
     >>> row = evaluate(nn.Identity(), [make_data()], loss_fn=F.l1_loss, metrics=metrics)
@@ -836,8 +847,11 @@ def evaluate(
         return _evaluate(model, loader, loss_fn, forward, metrics)
 
 
-def _evaluate(model, loader, loss_fn, forward, measure, epoch=None, interrupted=None):
-    """evaluate, of an epoch that the loader is told; None once it is interrupted()."""
+def _evaluate(model, loader, loss_fn, forward, measure, epoch=None, signalled=None):
+    """evaluate, of an epoch that the loader is told; None after a signal.
+
+    measure is the metrics argument, whose name is also a function's.
+    """
     incremental = hasattr(measure, "compute")  # takes batch by batch, as torchmetrics
     if incremental:
         measure.reset()
@@ -845,7 +859,7 @@ def _evaluate(model, loader, loss_fn, forward, measure, epoch=None, interrupted=
     totals, pairs = {}, []  # pairs: (outputs, targets)
     with _eval_mode(model):
         for batch in _batches(loader, epoch):
-            if interrupted and interrupted():
+            if signalled and signalled():
                 return None
             part, pair = _eval_batch(model, batch, loss_fn, forward)
             totals = _add(totals, part)
@@ -873,8 +887,8 @@ def _evaluate(model, loader, loss_fn, forward, measure, epoch=None, interrupted=
 def predict(model: nn.Module, inputs: Any, *, forward: Forward | None = None) -> Any:
     """The model's outputs (N, ...) for a tensor, or over a loader, in its order.
 
-    A loader gives inputs, (inputs, ...) of which the rest is left out, or batches for
-    forward. Outputs may be nests. Dropout is off, and the modules' modes are restored.
+    A loader gives inputs, tuples that begin with the inputs, or batches for forward.
+    Outputs may be nests. Dropout is off, and the modules' modes are restored.
 
     >>> predict(nn.Identity(), torch.ones(2, 1)).shape
     torch.Size([2, 1])
@@ -934,7 +948,7 @@ def _means(totals, prefix=""):
     numbers = {key: float(value) for key, value in totals.items()}
     weight = numbers.pop("weight") or math.nan  # a mean over nothing is NaN
     row = {prefix + key: total / weight for key, total in numbers.items()}
-    if "grad_norm" in numbers:  # which a skipped update does not have
+    if "grad_norm" in numbers:  # skipped updates have none: divide by the others
         made = weight - numbers.get("skipped", 0) or math.nan
         row[prefix + "grad_norm"] = numbers["grad_norm"] / made
 
@@ -951,7 +965,7 @@ def save_checkpoint(state: State, path: str | Path) -> Path:
 
     The model's keys are those of the unwrapped model. The file is written under another
     name, flushed to the disk and renamed, so that the path holds the old one or the new
-    one, whatever happens. Of several processes each one that calls it writes. Raises
+    one, whatever happens. Every process that calls it writes. Raises
     OSError when it cannot be written, and TypeError when the state holds anything but
     plain values, or its config what JSON cannot hold. Source: tutorial 5.4.
 
@@ -966,15 +980,16 @@ def save_checkpoint(state: State, path: str | Path) -> Path:
 def _pack(state):
     """The bytes of a checkpoint file."""
     _check_type("state", state, State)
-    model, scheduler = unwrap(state.model).state_dict(), state.scheduler
+    weights, scheduler = unwrap(state.model).state_dict(), state.scheduler
     content = {
         "format": FORMAT,
         "components": {  # whose state it is
             "optimizer": type(state.optimizer).__name__,
             "scheduler": type(scheduler).__name__,
+            "per_step": state.per_step,
         },
         # without the name that torch.compile and amp give to what they wrap
-        "model": {key.replace("_orig_mod.", ""): t for key, t in model.items()},
+        "model": {key.replace("_orig_mod.", ""): t for key, t in weights.items()},
         "optimizer": state.optimizer.state_dict(),
         "scheduler": scheduler.state_dict() if scheduler else {},
         "scaler": state.scaler.state_dict(),
@@ -1002,9 +1017,11 @@ def _plain(leaf):
 def load_checkpoint(state: State, path: str | Path) -> State:
     """Load a checkpoint into the state's model, optimizer, scheduler and scaler.
 
-    Training continues from it as if it had never stopped, mid-epoch too, given the same
-    loaders, seed and step, which the file does not hold. Nothing changes unless all of
-    it is compatible. Raises ValueError, in one line, for a damaged file, one that could
+    Training continues from it as if it had never stopped, given the same loaders, seed
+    and step function, none of which the file holds. It is exact in the middle of an epoch
+    too: the file holds the epoch's sums and how many batches have been trained on, and
+    which rows the next one has and what is drawn for it are functions of the seed and
+    that number. Nothing changes unless all of it is compatible. Raises ValueError, in one line, for a damaged file, one that could
     run code, or one of another model, optimizer or scheduler. Source: tutorial 5.4.
 
     >>> model = nn.Linear(1, 1)
@@ -1012,7 +1029,8 @@ def load_checkpoint(state: State, path: str | Path) -> State:
     >>> load_checkpoint(state, save_checkpoint(state, "models/line.pt")).step
     0
     """
-    saved, own = read_checkpoint(path), _unpack(io.BytesIO(_pack(state)))
+    saved = read_checkpoint(path)
+    own = _unpack(io.BytesIO(_pack(state)))  # to compare with, and to put back
 
     try:
         # first compare everything, so that a file of another run changes nothing
@@ -1027,7 +1045,7 @@ def load_checkpoint(state: State, path: str | Path) -> State:
             history=tuple(saved["history"]),
             config=saved["config"],
         )
-    except Exception as error:  # torch's are of very many kinds
+    except Exception as error:  # torch raises many types
         _restore(state, own)  # put back what was there
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} is of another run: {reason:.300}") from error
@@ -1042,7 +1060,7 @@ def _check_like(where, saved, own):
         saved, own = dict(enumerate(saved)), dict(enumerate(own))  # by position
     if isinstance(own, dict):
         for key in own | saved:
-            # ... is on one side only, and no file can hold it
+            # ... stands for a missing key, as no file can hold it
             here, there = saved.get(key, ...), own.get(key, ...)
             _check_like(f"{where}[{key!r:.60}]", here, there)
 
@@ -1072,10 +1090,10 @@ def _restore(state, content):
 
     # a new optimizer had no moments to compare with, and torch's fused ones do not look
     # whether those that they write to are as large as the parameter
-    likes = "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "sum"
+    as_large = "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "sum"
     if "fused" in state.optimizer.defaults:
         for p, moments in state.optimizer.state.items():
-            for key in moments.keys() & likes:
+            for key in moments.keys() & as_large:
                 _check_like(f"{key} of a parameter", moments[key], p)
 
 
@@ -1098,7 +1116,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             return _unpack(file)
         except pickle.UnpicklingError:
             reason = "it holds more than plain types, which could run code"
-        except Exception as error:  # noqa: BLE001, of very many kinds
+        except Exception as error:  # noqa: BLE001, many types
             reason = repr(error)
 
     raise ValueError(f"{path} is no checkpoint of kit: {reason:.300}")
@@ -1192,10 +1210,14 @@ def run(
     The loop is yours: its body is the callback, `break` is early stopping. Torch's
     global generators are seeded before every step by (seed, step), and random and
     numpy.random for a loader that is not make_loader's, so that what is drawn is the
-    same after a resume. step(state, batch, loss_fn=, forward=) is one update, and returns
-    the state with step + 1 and the batch's totals, which run adds to the sums. What it
-    trains beside the parameters has to be a part of the model to be saved. Raises
-    FloatingPointError for a loss or parameters of NaN. Source: tutorial 3.5.
+    same after a resume; a step of your own should draw from torch.
+
+    step(state, batch, loss_fn=, forward=) is one update, and returns the state with
+    step + 1 and the batch's totals, which run adds to the sums. loss_fn serves train and
+    val: for a loss that only trains, write a step that calls train_step with it, as run
+    passes its own to a partial. A row's lr is that of its epoch, or with per_step that
+    of the next step. Raises FloatingPointError for a loss or parameters of NaN. Source:
+    tutorial 3.5.
 
     >>> model = nn.Linear(1, 1)
     >>> state = make_state(model, torch.optim.SGD(model.parameters(), lr=0.01))
@@ -1216,30 +1238,33 @@ def _steps(
     state, train, val, loss_fn, epochs, forward, measure, step, seed,
     stop=None, save_every=None, signals=(),
 ):  # fmt: skip
-    """Yield (state, epoch finished, signal or 0) after epochs, to save, and at a signal.
+    """Yield (state, whether an epoch is finished, signal or 0).
 
+    It does so after an epoch, when a save is due, and at a signal.
     signals is a list that a signal handler fills. What happens to a batch:
 
         step -> totals of this rank -> _all_reduce -> totals of all ranks -> sums
         and at the end of the epoch: _means(sums), evaluate -> row -> history
     """
     device, ddp, rank = _device(state.model), _find_ddp(state.model), _rank()
-    pending, every = [], 1  # totals that no message has carried yet; steps between two
+    pending = []  # totals that no message between processes has carried yet
+    every = 1  # steps from one message to the next
     _check_schedule(state, train, epochs)
     _check_same(ddp, state, train, val)
 
-    def interrupted():
+    def signalled():
         return _all_reduce(ddp, {}, [], signals)[1]
 
     while len(state.history) < epochs:
         # first, so that a finished run stays finished when it is resumed
         if stop and _broadcast(stop(state.history)):
             return
-        epoch, begun, resumed_at = len(state.history), time.perf_counter(), state.step
+        epoch, begun, from_step = len(state.history), time.perf_counter(), state.step
         # the step at which the epoch began: a resume may be further on
         first = state.history[-1]["step"] if epoch else 0
+        # only if it is not: train() would unfreeze the parts that are in eval mode
         if not unwrap(state.model).training:
-            state.model.train()  # but frozen parts of a model in train mode stay so
+            state.model.train()
 
         for batch in _batches(train, epoch, state.step - first, ddp, seed):
             # what the step draws, such as a dropout, is another on every rank
@@ -1275,10 +1300,10 @@ def _steps(
             dist.broadcast(buffer.detach(), 0)
 
         if val is not None:
-            options = (val, loss_fn, forward, measure, epoch, interrupted)
+            options = (val, loss_fn, forward, measure, epoch, signalled)
             scores = _evaluate(state.model, *options)
             if scores is None:  # a resume validates again
-                yield state, False, interrupted()
+                yield state, False, signalled()
                 return
             row |= {f"val_{key}": value for key, value in scores.items()}
         # no update, no schedule: fp16 may have skipped every step of the epoch
@@ -1289,8 +1314,8 @@ def _steps(
         row = _broadcast(row)
         state = state._replace(sums={}, history=(*state.history, row))
         # between processes a message costs as much as a small step: ten in a second
-        every = max(1, int((state.step - resumed_at) / row["seconds"] / 10))
-        yield state, True, interrupted()
+        every = max(1, int((state.step - from_step) / row["seconds"] / 10))
+        yield state, True, signalled()
 
 
 def _check_schedule(state, train, epochs):
@@ -1350,13 +1375,13 @@ def _batches(loader, epoch=None, start=0, ddp=None, seed=None):
     if own:
         sampler = loader.sampler
         if epoch is None:
-            epoch = sampler.next_pass[0]
-        sampler.next_pass = epoch, start, ddp and _rank_rows
+            epoch = sampler.upcoming[0]
+        sampler.upcoming = epoch, start, ddp and _rank_rows
     else:
         _tell_epoch(loader, epoch)
-    seeds = seed is not None and not own
-    if seeds:
-        _seed(CPU, seed, epoch, -1, everything=True)
+    reseeds = seed is not None and not own
+    if reseeds:
+        _seed(CPU, seed, epoch, -1, python_too=True)
 
     if own and isinstance(loader.dataset, _Tensors) and not loader.num_workers:
         # 40 µs a batch faster than a DataLoader
@@ -1366,16 +1391,17 @@ def _batches(loader, epoch=None, start=0, ddp=None, seed=None):
     for number, batch in enumerate(batches, start if own else 0):
         if number >= start:
             if ddp:
+                # for train_step, which takes them in _count_rows
                 ddp.rows, batch = _rank_part(loader, epoch, number, batch)
             yield batch
-        if seeds:  # what the loader draws for the next one
-            _seed(CPU, seed, epoch, number, everything=True)
+        if reseeds:  # for what the loader draws next
+            _seed(CPU, seed, epoch, number, python_too=True)
 
 
 def _tell_epoch(loader, epoch):
     """Tell the epoch to a loader, its samplers and its datasets, however deep they are."""
     parts = [loader]
-    for part in parts:
+    for part in parts:  # which grows meanwhile
         for name in ("sampler", "batch_sampler", "dataset"):
             inner = getattr(part, name, None)
             if inner is not None and all(inner is not known for known in parts):
@@ -1417,10 +1443,11 @@ def fit(
     stop(history) ends the run early; on_epoch(state) watches it, before the epoch is
     saved. checkpoint names a folder, which then holds last.pt, written after every
     epoch and every save_every steps, and best.pt, of the last epoch for which
-    best(history) was true (None: is_best). With it, and in the main thread, a first
+    best(history) was true (None: is_best). With checkpoint, in the main thread, a first
     SIGINT or SIGTERM finishes the step, saves, and raises KeyboardInterrupt or
     SystemExit(143); a second one acts at once. Files are written by a background
-    thread, of a copy, and are there when fit returns.
+    thread, of a copy, and are there when fit returns. The config of the state that
+    on_epoch gets has "epochs" too.
 
     Under torchrun fit trains in all processes together: a batch is divided among them,
     each evaluates all of val, and rank 0 writes and calls on_epoch.
@@ -1442,7 +1469,7 @@ def fit(
     number = 0  # of a signal
 
     with ExitStack() as stack:
-        # until all ranks have ended: theirs may come after another's has been heard of
+        # until all ranks end: a rank's own may come after it has heard of another's
         signals = stack.enter_context(_signal_handlers()) if folder else []
         now = start = stack.enter_context(_distributed(state))
         # only rank 0 touches files
@@ -1467,7 +1494,7 @@ def fit(
             if number:
                 break
         list(writes)
-        number = number or sum(signals)  # one that came in the last on_epoch
+        number = number or sum(signals)  # the one, if any, of the last on_epoch
 
     # all is saved, and all handlers are as they were
     if number:
@@ -1578,7 +1605,7 @@ def _rank_rows(begin, end):
 
 
 def _rank_part(loader, epoch, number, batch):
-    """This rank's rows of a batch and the ranks' mean, and this rank's part of it.
+    """(the rows of this rank, the ranks' mean), and this rank's part of the batch.
 
     A rank without rows gets one all the same, to take part in the all-reduce with.
     """
@@ -1669,7 +1696,7 @@ def _distributed(state):
 
     try:
         yield state._replace(model=model)
-        _broadcast(None)  # once rank 0 has written its files
+        _broadcast(None)  # waits until rank 0 has written its files
     finally:
         # else its hooks would stay on the parameters, and join in the next run's
         if model is not state.model:
@@ -1686,7 +1713,7 @@ def _start_processes():
     store = dist.PrefixStore(f"kit/{nth}", store)
     dist.init_process_group(store=store, rank=rank, world_size=world)
     atexit.register(dist.destroy_process_group)
-    # first, for gloo's threads abort a process that ends while they hold tensors
+    # runs before that: gloo's threads abort a process that ends while they hold tensors
     atexit.register(time.sleep, 0.05)
 
 
@@ -1779,7 +1806,7 @@ def _best(history, key=None, mode=None, min_delta=0.0):
     last = history[-1] if history else {}
     if key is None:
         key = "val_loss" if "val_loss" in last else "train_loss"
-    if mode is None and key.endswith(("loss", "mae", "mse")):  # rmse is one of them
+    if mode is None and key.endswith(("loss", "mae", "mse")):  # as rmse does
         mode = "min"
     # no guess: that of an accuracy would be found out only at the end
     if mode not in ("min", "max"):
@@ -2049,11 +2076,11 @@ def export(
     rows = torch.cat([example, example[:1]]).cpu()
     disabled = logging.root.manager.disable
     logging.disable()
-    # which would go into the file, with the paths of this machine
+    # stack traces would go into the file, with the paths of this machine
     torch.fx.config.do_not_emit_stack_traces = True
     try:
         with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()):
-            # in a Sequential, whose forward has one argument, by the name of input
+            # in a Sequential, whose one argument is named input
             model = nn.Sequential(copy.deepcopy(unwrap(model))).cpu().eval()
             model.requires_grad_(False)
             # an example that does not fit is told by the model itself
@@ -2062,10 +2089,10 @@ def export(
             for batch in (rows[:1], rows[1:], rows):
                 outputs = model(batch.clone())  # a model may change its batch
                 difference = (exported(batch) - outputs).abs().max()
-                # so written that NaN is too much
+                # "not <=", so that NaN fails too
                 if not difference <= 1e-4 * outputs.abs().max() + 1e-6:
                     raise ValueError(f"its output differs by {difference:.3g}")
-    except Exception as error:  # exporters raise of all kinds
+    except Exception as error:  # exporters raise many types
         cause: BaseException = error
         while cause.__cause__:
             cause = cause.__cause__
@@ -2132,7 +2159,7 @@ def read_table(
     whole numbers is a classification, else a regression; task says otherwise. like is an
     earlier Table, to read a file as it was.
 
-    Raises ValueError for columns of dates, or of text that is mostly different.
+    Raises ValueError for columns of dates, or of text with mostly distinct values.
 
     >>> size = Path("houses.csv").write_text("rooms,kind,price\n3,a,200.5\n,b,250.5\n")
     >>> table = read_table("houses.csv", target="price")
@@ -2257,8 +2284,8 @@ def _learn_table(path, frame, target, task):
 
     if refused:
         raise ValueError(
-            f"{path.name} has columns of dates, or of text that is mostly different: leave "
-            f"them out with --drop {','.join(refused)}"
+            f"{path.name} has columns of dates, or of text with mostly distinct values: "
+            f"leave them out with --drop {','.join(refused)}"
         )
     return Table(None, None, columns, categories, classes, skipped)
 
@@ -2306,7 +2333,7 @@ def main() -> None:
 
 
 def _several(kind, commas=-1):
-    """A type of option: some of a kind, such as 64,64; -1: with any number of commas."""
+    """A type of option: several of a kind, such as 64,64, with so many commas or fewer."""
 
     def values(text):
         return [kind(item) for item in text.split(",", commas)]
@@ -2322,7 +2349,7 @@ def _read_config(path):
     try:
         config = read(Path(path).read_text("utf-8"))
         click.get_current_context().default_map = _as_typed(config)
-    except Exception as error:  # noqa: BLE001, of many kinds
+    except Exception as error:  # noqa: BLE001, many types
         raise click.BadParameter(f"{path}: {' '.join(str(error).split())}") from None
 
 
@@ -2424,7 +2451,7 @@ OPTIONS = {
 }
 
 
-# what may change in a resumed run, and so may epochs, but for a cosine's
+# what may change in a resumed run, as may epochs, except with cosine
 FREE = {"patience", "save_every", "device", "workers", "compile"}
 
 
@@ -2627,7 +2654,7 @@ def _build(config):
 def _make_model(config, X, y):
     """The model of a config: a table's encoding, layers, the scale of its target."""
     table = config.table
-    # a stranger may repeat a column, and with it all its categories
+    # an untrusted checkpoint may repeat a column, and with it all its categories
     columns = dict.fromkeys(table.columns)
     counts = [len(table.categories.get(name, ())) for name in columns]
     inputs = sum(max(count, 1) for count in counts)  # a number is one column
@@ -2704,7 +2731,7 @@ def _open(run, model_name):
             X = torch.zeros(1, len(table.columns))
             model = _make_model(config, X, X[:, :1])
         _check_like("model", saved["model"], dict(model.state_dict()))
-    except Exception as error:  # noqa: BLE001, of very many kinds
+    except Exception as error:  # noqa: BLE001, many types
         raise ValueError(f"{path} is no run of kit fit: {error!r:.200}") from None
 
     model.load_state_dict(saved["model"], assign=True)

@@ -205,7 +205,9 @@ SPOILED = {  # where, and what stands there instead; ... for nothing
     "no scheduler": ("scheduler", None),
     "a text in the place of a method": ("scheduler", "step", "nothing"),
     "another optimizer": ("components", "optimizer", "SGD"),
+    "another cadence": ("components", "per_step", True),
     "no history": ("history", None),
+    "a history of text": ("history", '[{"epoch": 1, "step": 7, "lr": "0.1"}]'),
 }
 
 
