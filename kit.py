@@ -51,6 +51,7 @@ import logging
 import math
 import pickle
 import random
+import shlex
 import sys
 import time
 import warnings
@@ -685,7 +686,7 @@ def train_step(
         with ddp.no_sync() if ddp and end < rows else nullcontext():
             # without a name for the outputs, which would outlive their micro-batch
             part_rows = min(end - begin, counted)
-            values, count, is_total = _loss(loss_fn, *forward(model, part), part_rows)
+            values, count, is_total = _loss(loss_fn, forward(model, part), part_rows)
             # a mean counts by its share of the rows; so does a total, to stay small in
             # fp16, until part 2. DDP averages over the ranks, hence their mean
             objective = values["loss"]
@@ -721,11 +722,15 @@ def train_step(
     return state._replace(step=state.step + 1, sums=_add(state.sums, totals)), totals
 
 
-def _loss(loss_fn, outputs, targets, rows):
+def _loss(loss_fn, pair, rows):
     """What loss_fn returns as a dict, how often it counts, and whether it is of totals.
 
     A mean counts once a row. Nothing counts where there are no rows.
     """
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        got = type(pair).__name__
+        raise TypeError(f"forward must return (outputs, targets), got a {got}")
+    outputs, targets = pair
     # torch only warns where a loss broadcasts (N, 1) and (N,) to (N, N)
     floats = isinstance(targets, Tensor) and targets.is_floating_point()
     if floats and getattr(outputs, "shape", targets.shape) != targets.shape:
@@ -814,10 +819,10 @@ def _eval_batch(model, batch, loss_fn, forward):
 
     # around each batch: between them the loader may need gradients, for an attack say
     with torch.no_grad():
-        outputs, targets = forward(model, batch)
-        values, count, _ = _loss(loss_fn, outputs, targets, rows)
+        pair = forward(model, batch)
+        values, count, _ = _loss(loss_fn, pair, rows)
 
-    return _totals(values, count), (outputs, targets)
+    return _totals(values, count), pair
 
 
 def evaluate(
@@ -833,8 +838,8 @@ def evaluate(
     metrics(prediction, target) gets all rows at once, on the model's device, so that
     what is no mean of batches (R², F1, a quantile) is right however they are batched;
     it returns a number or a dict of numbers. Or metrics is an object with reset, update
-    and compute, such as those of torchmetrics: it gets batch by batch, and no outputs
-    are kept. Neither the mode of any module nor the CPU's random state changes.
+    and compute, such as those of torchmetrics: it gets batch by batch, no outputs are
+    kept, and between processes it has to synchronise itself, as those do. Neither the mode of any module nor the CPU's random state changes.
     Source: tutorial 3.3, 4.2, 8.2.
 
     >>> row = evaluate(nn.Identity(), [make_data()], loss_fn=F.l1_loss, metrics=metrics)
@@ -852,21 +857,29 @@ def _evaluate(model, loader, loss_fn, forward, measure, epoch=None, signalled=No
 
     measure is the metrics argument, whose name is also a function's.
     """
+    ddp = _find_ddp(model)
+    if ddp is model:
+        model = ddp.module  # whose forward waits for no other rank
     incremental = hasattr(measure, "compute")  # takes batch by batch, as torchmetrics
     if incremental:
         measure.reset()
 
     totals, pairs = {}, []  # pairs: (outputs, targets)
     with _eval_mode(model):
-        for batch in _batches(loader, epoch):
+        for batch in _batches(loader, epoch, ddp=ddp):
             if signalled and signalled():
                 return None
+            if ddp and not ddp.rows[0]:  # no row of this batch is this rank's
+                pairs.append(None)
+                continue
             part, pair = _eval_batch(model, batch, loss_fn, forward)
             totals = _add(totals, part)
             if incremental:
                 measure.update(*pair)
             elif measure:
                 pairs.append(pair)
+        if ddp:
+            totals, pairs = _gather_evaluation(totals, pairs, _device(model))
         if not totals:
             raise ValueError("the loader must have a batch to evaluate, got none")
 
@@ -996,7 +1009,7 @@ def _pack(state):
         "step": state.step,
         # as JSON, which is read fast, and cannot claim to be larger than its text
         "sums": json.dumps(_map(float, state.sums)),
-        "history": json.dumps(state.history),
+        "history": json.dumps(state.history, default=float),
         "config": json.dumps(_map(_plain, state.config)),
     }
 
@@ -1010,8 +1023,10 @@ def _pack(state):
 
 
 def _plain(leaf):
-    """A number of numpy's as one of Python's, which read_checkpoint takes."""
-    return leaf.item() if isinstance(leaf, np.generic) else leaf
+    """The leaf as read_checkpoint takes it."""
+    if isinstance(leaf, np.generic):
+        return leaf.item()
+    return bytes(leaf) if isinstance(leaf, bytearray) else leaf
 
 
 def load_checkpoint(state: State, path: str | Path) -> State:
@@ -1154,9 +1169,8 @@ def _unpack(file):
     for row in content["history"]:
         _check_type("epoch", row["epoch"], int)
         _check_type("step", row["step"], int)
-    for row in (content["sums"], *content["history"]):
-        if not all(isinstance(value, int | float) for value in row.values()):
-            raise ValueError("its history must be of numbers")
+    for name, total in content["sums"].items():
+        _check_type(name, total, float)
 
     return content
 
@@ -1228,7 +1242,7 @@ def run(
     3 3
     """
     _check_type("state", state, State)
-    with _distributed(state) as start:
+    with _process_group(), _distributed(state) as start:
         options = (train, val, loss_fn, epochs, forward, metrics, step, seed)
         for now, _, _ in _steps(start, *options):
             yield now._replace(model=state.model)
@@ -1262,8 +1276,10 @@ def _steps(
         epoch, begun, from_step = len(state.history), time.perf_counter(), state.step
         # the step at which the epoch began: a resume may be further on
         first = state.history[-1]["step"] if epoch else 0
-        # only if it is not: train() would unfreeze the parts that are in eval mode
-        if not unwrap(state.model).training:
+        # a train() of the user's own decides; torch's would unfreeze parts in eval mode
+        modules = list(unwrap(state.model).modules())
+        own_train = any(type(m).train is not nn.Module.train for m in modules)
+        if own_train or not modules[0].training:
             state.model.train()
 
         for batch in _batches(train, epoch, state.step - first, ddp, seed):
@@ -1306,12 +1322,12 @@ def _steps(
                 yield state, False, signalled()
                 return
             row |= {f"val_{key}": value for key, value in scores.items()}
+        row["seconds"] = time.perf_counter() - begun
+        # rank 0's row on every rank: nothing may depend on rounding or clocks
+        row = _broadcast(row)
         # no update, no schedule: fp16 may have skipped every step of the epoch
         if state.scheduler and not state.per_step and row.get("train_skipped") != 1:
             _advance(state.scheduler, row.get("val_loss", row["train_loss"]))
-        row["seconds"] = time.perf_counter() - begun
-        # rank 0's row on every rank: stopping must not depend on rounding or clocks
-        row = _broadcast(row)
         state = state._replace(sums={}, history=(*state.history, row))
         # between processes a message costs as much as a small step: ten in a second
         every = max(1, int((state.step - from_step) / row["seconds"] / 10))
@@ -1378,7 +1394,7 @@ def _batches(loader, epoch=None, start=0, ddp=None, seed=None):
             epoch = sampler.upcoming[0]
         sampler.upcoming = epoch, start, ddp and _rank_rows
     else:
-        _tell_epoch(loader, epoch)
+        _tell_epoch(loader, epoch, ddp)
     reseeds = seed is not None and not own
     if reseeds:
         _seed(CPU, seed, epoch, -1, python_too=True)
@@ -1388,17 +1404,20 @@ def _batches(loader, epoch=None, start=0, ddp=None, seed=None):
         batches = map(loader.dataset.__getitem__, sampler)
     else:
         batches = iter(loader)
-    for number, batch in enumerate(batches, start if own else 0):
-        if number >= start:
-            if ddp:
-                # for train_step, which takes them in _count_rows
-                ddp.rows, batch = _rank_part(loader, epoch, number, batch)
-            yield batch
-        if reseeds:  # for what the loader draws next
-            _seed(CPU, seed, epoch, number, python_too=True)
+    try:
+        for number, batch in enumerate(batches, start if own else 0):
+            if number >= start:
+                if ddp:  # train_step asks for its rows in _count_rows
+                    ddp.rows, batch = _rank_part(loader, epoch, number, batch)
+                yield batch
+            if reseeds:  # for what the loader draws next
+                _seed(CPU, seed, epoch, number, python_too=True)
+    finally:
+        if ddp:
+            ddp.rows = None
 
 
-def _tell_epoch(loader, epoch):
+def _tell_epoch(loader, epoch, ddp):
     """Tell the epoch to a loader, its samplers and its datasets, however deep they are."""
     parts = [loader]
     for part in parts:  # which grows meanwhile
@@ -1408,7 +1427,7 @@ def _tell_epoch(loader, epoch):
                 parts.append(inner)
         if epoch is not None and hasattr(part, "set_epoch"):
             part.set_epoch(epoch)
-        if getattr(part, "num_replicas", 1) > 1:
+        if ddp and hasattr(part, "num_replicas"):
             fix = "the batches are divided already, so leave the DistributedSampler out"
             raise ValueError(
                 f"a loader must give every process the same batches: {fix}"
@@ -1441,7 +1460,9 @@ def fit(
     """Train until `epochs` epochs are done in all, also after a resume.
 
     stop(history) ends the run early; on_epoch(state) watches it, before the epoch is
-    saved. checkpoint names a folder, which then holds last.pt, written after every
+    saved. What that changes beside values, such as requires_grad, a resumed script has to
+    change again. Parts of the model that are in eval mode stay so, unless it has a train()
+    of its own. checkpoint names a folder, which then holds last.pt, written after every
     epoch and every save_every steps, and best.pt, of the last epoch for which
     best(history) was true (None: is_best). With checkpoint, in the main thread, a first
     SIGINT or SIGTERM finishes the step, saves, and raises KeyboardInterrupt or
@@ -1450,7 +1471,7 @@ def fit(
     on_epoch gets has "epochs" too.
 
     Under torchrun fit trains in all processes together: a batch is divided among them,
-    each evaluates all of val, and rank 0 writes and calls on_epoch.
+    and rank 0 writes and calls on_epoch.
 
     Raises FileExistsError when the folder holds a run that state does not continue,
     BlockingIOError while another process trains into it, and FloatingPointError when
@@ -1469,6 +1490,7 @@ def fit(
     number = 0  # of a signal
 
     with ExitStack() as stack:
+        stack.enter_context(_process_group())
         # until all ranks end: a rank's own may come after it has heard of another's
         signals = stack.enter_context(_signal_handlers()) if folder else []
         now = start = stack.enter_context(_distributed(state))
@@ -1494,9 +1516,9 @@ def fit(
             if number:
                 break
         list(writes)
-        number = number or sum(signals)  # the one, if any, of the last on_epoch
 
     # all is saved, and all handlers are as they were
+    number = number or sum(signals)  # the one, if any, that came after the last step
     if number:
         last = f"{folder}/last.pt"
         continue_by = f"continue with load_checkpoint(state, {last!r}) and fit again"
@@ -1575,9 +1597,9 @@ def _raise_for_signal(number, message):
 
 # ----------------------------------------- several processes, started by torchrun
 #
-# Every process has all the data and the same loaders. fit and run divide each batch to
-# train on by rows among the ranks, and DistributedDataParallel averages the gradients.
-# In one process `ddp` is None, and these functions hand on what they are given.
+# Every process has all the data and the same loaders. fit and run divide each batch by
+# rows among the ranks, and DistributedDataParallel averages the gradients. In one
+# process `ddp` is None, and these functions hand on what they are given.
 
 
 def _has_processes():
@@ -1626,8 +1648,8 @@ def _count_rows(ddp, rows):
     """The rows of this rank's batch that count, and the mean over the ranks."""
     if ddp is None:
         return rows, rows
-    # run says so, once; in a loop of one's own the ranks ask each other
-    return vars(ddp).pop("rows", None) or (rows, float(_rank_mean(ddp, rows)))
+    # run says so; in a loop of one's own the ranks ask each other
+    return getattr(ddp, "rows", None) or (rows, float(_rank_mean(ddp, rows)))
 
 
 def _rank_mean(ddp, number):
@@ -1662,6 +1684,23 @@ def _all_reduce(ddp, sums, pending, signals):
     return sums, number
 
 
+def _gather_evaluation(totals, pairs, device):
+    """The totals and the outputs of all ranks, in the order of one process."""
+    numbers = {key: float(value) for key, value in totals.items()}
+    pairs = _map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, pairs)
+    ranks, totals = _all_gather((numbers, pairs)), {}
+
+    for rank_totals, _ in ranks:
+        totals = _add(totals, rank_totals)
+
+    # rank 0's rows of a batch come before rank 1's: None where a rank has none
+    ordered = []
+    for batch in zip(*(rank_pairs for _, rank_pairs in ranks)):
+        ordered += [_place(pair, device)[0] for pair in batch if pair is not None]
+
+    return totals, ordered
+
+
 def _broadcast(value):
     """Rank 0's value, on every rank."""
     box = [value]
@@ -1678,43 +1717,62 @@ def _check_same(ddp, state, *loaders):
     for loader in loaders:
         sizes += _count(loader), _count(getattr(loader, "dataset", None))
 
-    ranks = [None] * dist.get_world_size()
-    dist.all_gather_object(ranks, sizes)
+    ranks = _all_gather(sizes)
     if ranks.count(sizes) < len(ranks):
         what = "step, epochs, and batches and rows of their loaders"
         raise ValueError(f"all processes must have the same {what}, got {ranks}")
 
 
+def _all_gather(value):
+    """The ranks' values, on every rank."""
+    ranks = [None] * dist.get_world_size()
+    dist.all_gather_object(ranks, value)
+    return ranks
+
+
 @contextmanager
 def _distributed(state):
-    """Under torchrun the state with its model in DistributedDataParallel."""
-    _start_processes()
+    """Where there are processes, the state with its model in DistributedDataParallel."""
     model = state.model
-    if _has_processes() and not _find_ddp(model):
-        # buffers are broadcast once an epoch, not at every step
-        model = DistributedDataParallel(model, forward_sync_buffers=False)
+    if _has_processes():
+        # gloo's threads would abort a process that ends while they hold tensors
+        atexit.unregister(time.sleep)
+        atexit.register(time.sleep, 0.05)
+        if not _find_ddp(model):
+            # buffers are broadcast once an epoch, not at every step
+            model = DistributedDataParallel(model, forward_sync_buffers=False)
 
     try:
         yield state._replace(model=model)
         _broadcast(None)  # waits until rank 0 has written its files
     finally:
-        # else its hooks would stay on the parameters, and join in the next run's
+        # else destroying the group, which they own, would deadlock
         if model is not state.model:
-            del model.logger, model.reducer
+            del model.logger, model.reducer, model.process_group
 
 
-def _start_processes():
-    """Form the process group, where torchrun has started several processes."""
+@contextmanager
+def _process_group():
+    """A process group, where torchrun started several processes and there is none.
+
+    It ends with its block: if one rank leaves that by an error, the others fail too, and
+    do not wait; and afterwards each process works by itself.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _has_processes():
+        yield
         return
+    # imported later, it would hold on to the group
+    importlib.import_module("torch.distributed.nn")
     store, rank, world = next(dist.rendezvous("env://"))
-    # after a restart, torchrun's store still holds the keys of the processes before
+    # its groups, and those of processes before a restart, are told apart by their keys
     nth = store.add(f"kit/{rank}", 1)
     store = dist.PrefixStore(f"kit/{nth}", store)
     dist.init_process_group(store=store, rank=rank, world_size=world)
-    atexit.register(dist.destroy_process_group)
-    # runs before that: gloo's threads abort a process that ends while they hold tensors
-    atexit.register(time.sleep, 0.05)
+
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 # ---------------------------------------------------------------- 7 techniques
@@ -2182,7 +2240,8 @@ def read_table(
 
     # 2. what the columns are; rows without a target teach nothing
     kept = frame.dropna(subset=targets)
-    table = like or _learn_table(path, kept.drop(columns=[*drop]), target, task)
+    inputs = kept.drop(columns=[name for name in drop if name != target])
+    table = like or _learn_table(path, inputs, target, task)
     if kept.empty or not table.columns:
         raise ValueError(f"{path.name} has no rows, or no column of inputs")
     skipped = tuple(table.skipped)
@@ -2264,6 +2323,9 @@ def _learn_table(path, frame, target, task):
 
     for name, column in frame.items():
         kind = column.dtype.kind
+        if column.isna().all():  # as behind a comma at the end of every line
+            skipped += (f"{name}, which is empty",)
+            continue
         # 0, 1, 2 ... or 1, 2, 3 ..., or the index that pandas and R write
         if kind in "iu" and (
             name in ("rownames", "Unnamed: 0")
@@ -2284,8 +2346,9 @@ def _learn_table(path, frame, target, task):
 
     if refused:
         raise ValueError(
-            f"{path.name} has columns of dates, or of text with mostly distinct values: "
-            f"leave them out with --drop {','.join(refused)}"
+            f"{path.name} has columns of dates, or of text with mostly distinct values "
+            "(numbers need a decimal point, gaps are empty): leave them out with --drop "
+            f"{shlex.quote(','.join(refused))}"
         )
     return Table(None, None, columns, categories, classes, skipped)
 
@@ -2403,7 +2466,7 @@ OPTIONS = {
     "Data": [
         _option("data", "A .csv, .tsv or .parquet.", click.Path(resolve_path=True)),
         _option("target", "The column to predict."),
-        _option("drop", "Columns to leave out: A,B.", _several(str)),
+        _option("drop", "Columns to leave out: A,B.", _several(str.lstrip)),
         _option("task", "Else by the target.", ["regression", "classification"]),
         _option("ratios", "Of train, val, test.", _several(float, 2), "0.7,0.15,0.15"),
         _option("batch_size", "Rows for an update.", COUNT, 32),
@@ -2500,22 +2563,22 @@ def _fit_command(ctx, config, out, resume, overwrite, quiet, **options):
         raise click.UsageError("--data and --target, what to predict, go together")
 
     # 3. the run
-    _start_processes()
-    state, fit_run = _build(config)
-    if resume:
-        state = load_checkpoint(state, last)
-    # a folder is claimed once everything else is known to be right
-    folder = Path(out or _broadcast(_rank() == 0 and _new_folder()))
-    if _rank() == 0:
-        with _locked(folder):
-            for name in ("last.pt", "best.pt") if overwrite else ():
-                (folder / name).unlink(missing_ok=True)
-            plain = {name: getattr(config, name) for name in options}
-            (folder / "config.json").write_text(json.dumps(plain, indent=2))
-    quiet = quiet or _rank() > 0
-    if not quiet:
-        click.echo(_headline(config))
-    state = _train(state._replace(config=vars(config)), fit_run, folder, quiet)
+    with _process_group():
+        state, fit_run = _build(config)
+        if resume:
+            state = load_checkpoint(state, last)
+        # a folder is claimed once everything else is known to be right
+        folder = Path(out or _broadcast(_rank() == 0 and _new_folder()))
+        if _rank() == 0:
+            with _locked(folder):
+                for name in ("last.pt", "best.pt") if overwrite else ():
+                    (folder / name).unlink(missing_ok=True)
+                plain = {name: getattr(config, name) for name in options}
+                (folder / "config.json").write_text(json.dumps(plain, indent=2))
+        quiet = quiet or _rank() > 0
+        if not quiet:
+            click.echo(_headline(config))
+        state = _train(state._replace(config=vars(config)), fit_run, folder, quiet)
 
     # 4. the report
     if quiet:
@@ -2525,7 +2588,8 @@ def _fit_command(ctx, config, out, resume, overwrite, quiet, **options):
         click.echo(f"\nweight {weight:.4f} (true: 0.7)\nbias   {bias:.4f} (true: 0.3)")
     click.echo()
     _evaluate_command.callback(folder, None, config.model)
-    click.echo(f"\n{folder}: {', '.join(sorted(os.listdir(folder)))}")
+    files = ", ".join(sorted(os.listdir(folder)))
+    click.echo(f"\n{len(state.history)} epochs in {folder}: {files}")
 
 
 def _new_folder():
@@ -2775,8 +2839,12 @@ def _evaluate_command(run, data, model):
 def _predict_command(run, data, output, with_inputs, model):
     """Predict the rows of a file, in its order; it need not have the target.
 
+    A category that the run has not seen counts as a gap.
+
     Example: python -m kit predict runs/001 --data new.csv --output predicted.csv
     """
+    if Path(output.name).exists() and os.path.samefile(data, output.name):
+        raise click.UsageError("--output must be another file than --data")
     trained, config, _ = _open(run, model)
     table = read_table(data, like=config.table)
     outputs = predict(trained, make_loader((table.inputs,), batch_size=4096))

@@ -28,7 +28,7 @@ prints (figures vary):
     val        259  0.2604  3.918e+04  2.639e+09  5.137e+04  0.7192
     test       260  0.325   4.051e+04  3.293e+09  5.738e+04  0.5828
 
-    runs/001: best.pt, config.json, curves.png, history.csv, last.pt
+    51 epochs in runs/001: best.pt, config.json, curves.png, history.csv, last.pt
 
     $ python -m kit evaluate runs/001
     the weights of epoch 31

@@ -207,7 +207,7 @@ SPOILED = {  # where, and what stands there instead; ... for nothing
     "another optimizer": ("components", "optimizer", "SGD"),
     "another cadence": ("components", "per_step", True),
     "no history": ("history", None),
-    "a history of text": ("history", '[{"epoch": 1, "step": 7, "lr": "0.1"}]'),
+    "steps of text": ("history", '[{"epoch": 1, "step": "7"}]'),
 }
 
 

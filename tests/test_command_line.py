@@ -573,6 +573,7 @@ MISTAKES = [  # what is typed, and words of the line that answers it
     ("predict reg --data no_b.csv", "b", "no_b.csv"),
     ("predict reg --data reg.csv --output in_the_way/p.csv", "in_the_way"),
     ("predict reg --data reg.csv --output reg", "reg"),
+    ("predict reg --data reg.csv --output ./reg.csv", "--output", "--data"),
     ("export reg a.pth", "a.pth"),
 ]
 

@@ -112,17 +112,25 @@ def test_evaluation_changes_no_mode_weight_or_gradient(wrap, fails):
     assert_same([p.grad for p in bare.parameters()], gradients)
 
 
+class Frozen(nn.Sequential):
+    def train(self, mode=True):
+        super().train(mode)[1].eval()
+        return self
+
+
 def test_modules_train_as_they_were_left():
     """A frozen BatchNorm stays frozen; a model in eval mode trains in training mode."""
     model, loader, seen = classifier(), [classes()], []
     model[1].eval().requires_grad_(False)
-    step = helpers.Step(before=lambda state: seen.append(modes(model)))
+    step = helpers.Step(before=lambda state: seen.append(modes(state.model)))
     options = {"loss_fn": F.cross_entropy, "step": step}
     state = kit.fit(make_state(model), loader, loader, epochs=3, **options)
     assert seen == [dict.fromkeys(modes(model), True) | {"1": False}] * 3
     model.eval()  # the reader's own look at the model, without a way back
     kit.fit(state, loader, epochs=4, **options)
     assert all(seen[-1].values())
+    kit.fit(make_state(Frozen(*classifier())), loader, epochs=1, **options)
+    assert seen[-1] == seen[0]
 
 
 def test_predict_takes_a_tensor_and_any_loader_in_its_order():

@@ -70,7 +70,8 @@ def test_compressed_files_and_other_encodings_are_read():
 
 
 def test_a_column_that_counts_the_rows_is_left_out():
-    for counter in ("id,a\n1,5\n2,5\n3,6\n", ",a\n0,5\n1,5\n2,6\n"):
+    empty = ",a\n,5\n,5\n,6\n"  # and one that holds nothing
+    for counter in ("id,a\n1,5\n2,5\n3,6\n", ",a\n0,5\n1,5\n2,6\n", empty):
         table = read(counter)
         assert table.columns == ("a",) and len(table.skipped) == 1
         assert "id" in table.skipped[0] or "Unnamed: 0" in table.skipped[0]
@@ -83,7 +84,7 @@ def test_dates_and_names_are_refused_together():
     text = "\n".join(["day,who,k,y", *lines])
     line = refused(text, target="y")
     assert "--drop day,who" in line and "k" not in line.split("--drop")[1]
-    assert read(text, target="y", drop=("day", "who")).columns == ("k",)
+    assert read(text, target="y", drop=("day", "who", "y")).columns == ("k",)
 
 
 DATES = ["1/31/2024", "31.1.2024", "2024-01-31 10:00:00", "10:30"]

@@ -117,6 +117,8 @@ def test_what_cannot_be_cut_is_refused():
     assert totals["weight"] == 4
     with refused("accumulate|micro|cut"):
         kit.train_step(state, batch, accumulate=2, **options)
+    with refused("forward must return"):
+        kit.evaluate(nn.Identity(), [batch], loss_fn=None, forward=lambda m, b: b["x"])
 
 
 # -------------------------------------------------------------------- losses as totals

@@ -2,9 +2,8 @@
 
     python tests/bench/step.py [ROUNDS]
 
-The bare loop has its tensors in memory and keeps no books: no totals, no seeds, no
-checks. Neither loop validates; the optimizer is fused. The second part is of one mlp and
-one batch size: what a row costs must not depend on how many there are.
+The bare loop has no totals, no seeds, no checks. Neither loop validates; the optimizer is
+fused. The second part: what a row costs must not depend on how many there are.
 """
 
 import math

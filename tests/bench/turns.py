@@ -15,8 +15,7 @@ def take_turns(ways, rounds):
 
     In a round each way takes one turn. A ratio is of two turns of one round, so that
     what slows the machine down for a while slows both; the median over the rounds
-    counts. CPU seconds leave out the time that other processes take. The first round
-    warms up, and is left out.
+    counts, without the first. CPU seconds leave out what other processes take.
     """
     times = {name: [] for name in ways}
     for _ in range(rounds + 1):
