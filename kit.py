@@ -342,7 +342,9 @@ class _Tensors(TensorDataset):
         # copies: a model may change its batch in place
         if isinstance(rows, range):
             return tuple([t[rows.start : rows.stop].clone() for t in self.tensors])
-        rows = torch.from_numpy(rows).to(self.tensors[0].device)
+        rows = torch.from_numpy(rows)
+        if not self.tensors[0].is_cpu:
+            rows = rows.to(self.tensors[0].device)
         return tuple([t.index_select(0, rows) for t in self.tensors])
 
 
@@ -381,7 +383,7 @@ def _keep_random_state():
 
 def _seed(device, *numbers, python_too=False):
     """Seed torch, and with python_too random and numpy.random, by these numbers."""
-    number = zlib.crc32(repr(numbers).encode())  # the same everywhere and always
+    number = hash(numbers) % 2**32  # of whole numbers, it is the same in every process
     torch.default_generator.manual_seed(number)  # 70 µs faster than torch.manual_seed
     if device != CPU:
         backend = torch.get_device_module(device)
