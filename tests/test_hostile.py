@@ -1,7 +1,6 @@
 """Checkpoints from strangers are refused in one line, or harmless.
 
-KIT_FLIPS=all flips every bit of a file; KIT_HOSTILE=300 makes 300 odd ones; -rP shows
-how many were refused.
+KIT_FLIPS=all flips every bit of a file; KIT_HOSTILE=300 makes 300 odd ones.
 """
 
 import json

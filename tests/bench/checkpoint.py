@@ -7,8 +7,7 @@ The state is eight square layers, 2048 wide, and Adam's two moments of each: 400
 copy    of every tensor of the state
 save    save_checkpoint: the state is written and flushed to the disk while all waits
 stall   what fit adds between a step that is saved and the next one
-lost    what the whole run takes longer for each save: the thread that writes shares the
-        cores with the training, and the end of the run waits for the last file
+lost    what the whole run takes longer for each save, whose thread shares the cores
 """
 
 import time

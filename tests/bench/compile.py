@@ -3,8 +3,7 @@
     python tests/bench/compile.py [ROUNDS]
 
 Epochs of kit.fit without a validation, eager and compiled in turns. The first steps, of
-a full and of a short batch, compile; their seconds are those of a cache without any
-kernels.
+a full and of a short batch, compile, from an empty cache.
 """
 
 import math

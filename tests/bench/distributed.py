@@ -3,9 +3,8 @@
     python tests/bench/distributed.py [ROUNDS]
 
 Two gloo processes, of one thread each, share every batch of 256 rows. The bare loop gives
-each process its half and does no more: no totals, no seeds, no checks, no signals. The
-loops take turns in the same processes, each with an epoch that warms up and one that is
-timed; a ratio is of one round, and the median over the rounds is printed.
+each process its half and does no more. The loops take turns in the same processes, each
+with an epoch that warms up and one that is timed; a ratio is of one round.
 """
 
 import os

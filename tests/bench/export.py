@@ -3,8 +3,7 @@
     python tests/bench/export.py [ROUNDS]
 
 An mlp of 64-1024-1024-1024-10 on one thread: by torch, by kit's .pt2, by kit's .onnx in
-onnxruntime, and by that file in int8. recipes/10_onnx.py compares the numbers of five
-kinds of models.
+onnxruntime, and by that file in int8.
 """
 
 import os

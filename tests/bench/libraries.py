@@ -9,8 +9,7 @@ hand-written is the plain PyTorch loop, with a DataLoader and loss.item().
 Each measurement is a process of its own, of one thread; times are CPU times. In a round
 each loop takes one turn; ratios are of two turns of one round, and the median over the
 rounds is printed. All loops start from the same weights, shuffle, and validate after
-every epoch. Progress bars, logs and checkpoints are off. The first epoch warms up. Import
-is what a library adds to torch.
+every epoch, without logs and checkpoints. Import is what a library adds to torch.
 """
 
 import argparse

@@ -3,8 +3,7 @@
     python tests/bench/serve.py [REQUESTS]
 
 The model of a small table is served by a process of its own. Every answer is compared
-with kit predict's, and a bad body must get the status 422. The times are those of the
-clients, which take their share of the same cores.
+with kit predict's, a bad body must get a 422; the clients share the cores.
 """
 
 import contextlib

