@@ -90,7 +90,7 @@ def kit_score(path, target, drop, seed, out):
     code, output = run(*fit, *(["--drop", drop] if drop else []))
     proposed = re.search(r"--drop (.+)", output)
     if code and proposed and not drop:
-        return kit_score(path, target, proposed[1].strip(), seed, out)
+        return kit_score(path, target, proposed[1].strip("' \n"), seed, out)
     seconds = time.perf_counter() - start
 
     for command in ("predict", out, "--data", path), ("evaluate", out):
