@@ -205,7 +205,6 @@ SPOILED = {  # where, and what stands there instead; ... for nothing
     "no scheduler": ("scheduler", None),
     "a text in the place of a method": ("scheduler", "step", "nothing"),
     "another optimizer": ("components", "optimizer", "SGD"),
-    "another cadence": ("components", "per_step", True),
     "no history": ("history", None),
     "steps of text": ("history", '[{"epoch": 1, "step": "7"}]'),
 }
@@ -228,6 +227,8 @@ def test_a_checkpoint_that_does_not_fit_touches_nothing(name):
     with refused(r"bad\.pt"):
         kit.load_checkpoint(state, "bad.pt")
     assert_same(content(state), before)
+    with refused("per_step"):
+        kit.load_checkpoint(state._replace(per_step=True), "good.pt")
 
 
 @pytest.mark.parametrize("saved", WRAPS)

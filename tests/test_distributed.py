@@ -112,7 +112,7 @@ def own_process_group():
     wrap = DistributedDataParallel if world() > 1 else lambda model: model
     if world() > 1:
         dist.init_process_group("gloo")
-    model, (X, y) = wrap(helpers.mlp(dropout=0.0)), table(4 * PROCESSES)
+    model, (X, y) = wrap(helpers.mlp(dropout=0.0)), table(4 * PROCESSES + 1)
     mine = X[rank() :: world()], y[rank() :: world()]
     state, _ = kit.train_step(make_state(model), mine, loss_fn=F.mse_loss, accumulate=2)
     row = kit.evaluate(model, loader(7, 2), loss_fn=F.mse_loss, metrics=count)

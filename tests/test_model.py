@@ -44,6 +44,7 @@ def test_per_step_says_when_a_schedule_advances(per_step, epochs):
     state = kit.make_state(model, optimizer, scheduler=cyclic, per_step=per_step)
     kit.fit(state, batches, loss_fn=nn.L1Loss(), epochs=2)
     assert cyclic.last_epoch == epochs
+    kit.train_step(state._replace(scheduler=None), batches[0], loss_fn=nn.L1Loss())
 
 
 def test_the_summary_has_every_parameter_and_buffer():

@@ -2,8 +2,7 @@
 
     python tests/bench/compile.py [ROUNDS]
 
-Epochs of kit.fit without a validation, eager and compiled in turns. The first steps, of
-a full and of a short batch, compile, from an empty cache.
+Epochs of kit.fit without a validation, eager and compiled in turns, from an empty cache.
 """
 
 import math
