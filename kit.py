@@ -556,11 +556,10 @@ class Standardize(nn.Module):
     """(x - mean) / std by the rows (N, ...) it is made of; inverse: x * std + mean.
 
     A gap (NaN) becomes 0, the mean, and infinity the largest number. A constant column is
-    divided by 1. categories gives
-    the number of categories of each column, 0 for a number: a column of codes becomes
-    that many columns, behind the numbers, with a 1 where the code is theirs. All of it
-    is buffers, which travel in checkpoints and exported files. Source: tutorial 12,
-    question 7.
+    divided by 1. categories gives the number of categories of each column, 0 for a
+    number: a column of codes becomes that many columns, behind the numbers, with a 1
+    where the code is theirs. All of it is buffers, which travel in checkpoints and
+    exported files. Source: tutorial 12, question 7.
 
     >>> Standardize(torch.tensor([[0.0, 5.0], [2.0, 5.0]]))(torch.tensor([[4.0, 5.0]]))
     tensor([[3., 0.]])
@@ -841,8 +840,8 @@ def evaluate(
     what is no mean of batches (R², F1, a quantile) is right however they are batched;
     it returns a number or a dict of numbers. Or metrics is an object with reset, update
     and compute, such as those of torchmetrics: it gets batch by batch, no outputs are
-    kept, and between processes it has to synchronise itself, as those do. Neither the mode of any module nor the CPU's random state changes.
-    Source: tutorial 3.3, 4.2, 8.2.
+    kept, and between processes it has to synchronise itself, as those do. Neither the
+    mode of any module nor the CPU's random state changes. Source: tutorial 3.3, 4.2, 8.2.
 
     >>> row = evaluate(nn.Identity(), [make_data()], loss_fn=F.l1_loss, metrics=metrics)
     >>> round(row["loss"], 3), round(row["r2"], 3)
@@ -1038,8 +1037,9 @@ def load_checkpoint(state: State, path: str | Path) -> State:
     and step function, none of which the file holds. It is exact in the middle of an epoch
     too: the file holds the epoch's sums and how many batches have been trained on, and
     which rows the next one has and what is drawn for it are functions of the seed and
-    that number. Nothing changes unless all of it is compatible. Raises ValueError, in one line, for a damaged file, one that could
-    run code, or one of another model, optimizer or scheduler. Source: tutorial 5.4.
+    that number. Nothing changes unless all of it is compatible. Raises ValueError, in one
+    line, for a damaged file, one that could run code, or one of another model, optimizer
+    or scheduler. Source: tutorial 5.4.
 
     >>> model = nn.Linear(1, 1)
     >>> state = make_state(model, torch.optim.SGD(model.parameters(), lr=0.01))
@@ -2242,8 +2242,10 @@ def read_table(
 
     # 2. what the columns are; rows without a target teach nothing
     kept = frame.dropna(subset=targets)
-    inputs = kept.drop(columns=[name for name in drop if name != target])
-    table = like or _learn_table(path, inputs, target, task)
+    table = like
+    if table is None:
+        inputs = kept.drop(columns=[name for name in drop if name != target])
+        table = _learn_table(path, inputs, target, task)
     if kept.empty or not table.columns:
         raise ValueError(f"{path.name} has no rows, or no column of inputs")
     skipped = tuple(table.skipped)
