@@ -2327,7 +2327,8 @@ def _learn_table(path, frame, target, task):
 
     for name, column in frame.items():
         kind = column.dtype.kind
-        if column.isna().all():  # as behind a comma at the end of every line
+        # as behind a comma at the end of every line
+        if kind in "iu" and column.isna().all():
             skipped += (f"{name}, which is empty",)
             continue
         # 0, 1, 2 ... or 1, 2, 3 ..., or the index that pandas and R write
@@ -2345,7 +2346,8 @@ def _learn_table(path, frame, target, task):
             categories[name] = tuple(names)
             dates = names.str.fullmatch(_DATE).sum()
             # there may be a slip among the dates
-            if dates > 0.9 * len(names) or len(names) > max(20, column.count() / 2):
+            distinct = len(names) > 20 and len(names) > column.count() / 2
+            if distinct or dates > 0.9 * len(names):
                 refused.append(name)
 
     if refused:
@@ -2359,8 +2361,7 @@ def _learn_table(path, frame, target, task):
 
 def _find_names(column):
     """The different values of a column as text, in the values' order: 2 before 10."""
-    values = column.astype("category").cat.remove_unused_categories()
-    return values.cat.categories.astype("string")
+    return column.drop_duplicates().dropna().sort_values().astype("string")
 
 
 def _encode(path, column, names):
