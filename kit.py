@@ -2327,27 +2327,27 @@ def _learn_table(path, frame, target, task):
 
     for name, column in frame.items():
         kind = column.dtype.kind
-        # as behind a comma at the end of every line
-        if kind in "iu" and column.isna().all():
-            skipped += (f"{name}, which is empty",)
-            continue
-        # 0, 1, 2 ... or 1, 2, 3 ..., or the index that pandas and R write
-        if kind in "iu" and (
-            name in ("rownames", "Unnamed: 0")
-            or np.array_equal(column.to_numpy(float, na_value=-1), column.index)
-            or np.array_equal(column.to_numpy(float, na_value=-1), column.index + 1)
-        ):
-            skipped += (f"{name}, which counts the rows",)
-            continue
+        if kind in "iu":
+            # as behind a comma at the end of every line
+            if column.isna().all():
+                skipped += (f"{name}, which is empty",)
+                continue
+            # all 0 for 0, 1, 2 ... and all 1 for 1, 2, 3 ...
+            offset = column.to_numpy(float, na_value=-1) - column.index
+            counts = (offset == 0).all() or (offset == 1).all()
+            # or the index that pandas and R write
+            if counts or name in ("rownames", "Unnamed: 0"):
+                skipped += (f"{name}, which counts the rows",)
+                continue
 
         columns += (name,)
         if kind not in "iufb":
             names = _find_names(column)
             categories[name] = tuple(names)
-            dates = names.str.fullmatch(_DATE).sum()
-            # there may be a slip among the dates
             distinct = len(names) > 20 and len(names) > column.count() / 2
-            if distinct or dates > 0.9 * len(names):
+            # there may be a slip among the dates
+            dates = names.str.fullmatch(_DATE).sum() > 0.9 * len(names)
+            if distinct or dates:
                 refused.append(name)
 
     if refused:
