@@ -397,7 +397,7 @@ def test_options_arrive_where_they_are_meant(files):
     quick(f"{TABLE} --weight-decay 0.1 --clip 1 --scheduler onecycle --out run")
     saved = content("run/last.pt")
     assert saved["optimizer"]["param_groups"][0]["weight_decay"] == 0.1
-    assert saved["components"]["scheduler"] == "OneCycleLR"
+    assert [*saved["components"].values()] == ["Adam", "OneCycleLR", True]
     assert "train_grad_norm" in saved["history"][0]
     call(f"fit {TABLE} --lr 1 --epochs 50 --patience 1 --quiet --out impatient")
     assert len(read_csv("impatient/history.csv")) < 50

@@ -95,10 +95,8 @@ class Doubled:
 
 
 def test_a_wrapped_loader_gives_its_own_batches_of_the_epoch():
-    loader, steps = (
-        kit.make_loader(table(8), batch_size=4, shuffle=True),
-        (Step(), Step()),
-    )
+    loader = kit.make_loader(table(8), batch_size=4, shuffle=True)
+    steps = Step(), Step()
     for wrap, step in zip((Doubled, lambda loader: loader), steps):
         fit(make_state(), wrap(loader), epochs=2, step=step)
     for (doubled, _), (x, _) in zip(steps[0].batches, steps[1].batches, strict=True):
